@@ -1,0 +1,617 @@
+"""The Pyramid Vision Transformer, v1 and v2.
+
+- PVT: Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without
+  Convolutions", arXiv 2102.12122.
+- PVTv2: Wang et al., "PVT v2: Improved Baselines with Pyramid Vision Transformer", arXiv
+  2106.13797.
+
+Parameters carry the names of the authors' code (https://github.com/whai362/PVT), so the weights
+they published load without conversion; what a dense backbone has no use for is dealt with in
+:mod:`pvt_mm.weights`. Inside the network tokens are (B, N, C) with N = H * W in row-major order;
+as an image they are a channels-last (B, C, H, W) view of the same memory.
+"""
+
+import difflib
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .weights import adapt_state_dict, resize_pos_embed
+
+# Of the authors' two LayerNorm eps this is the one of the block and stage norms. Those of the
+# patch embedding and of the spatial reduction have torch's default, 1e-5.
+BLOCK_EPS = 1e-6
+
+
+def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Tokens (B, N, C) as a map (B, C, H, W), without a copy."""
+    return x.transpose(1, 2).unflatten(2, hw)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) as tokens (B, N, C); no copy if the map is channels-last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample (mmcv has one too, but importing it imports ``mmcv.ops``)."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.drop_prob
+        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:.3f}'
+
+
+class Attention(nn.Module):
+    """Spatial-reduction attention, SRA (v1, section 3.3): keys and values from a coarser grid."""
+
+    def __init__(
+        self, dim: int, num_heads: int, sr_ratio: int, attn_drop: float = 0.0, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+        self.build_reduction(dim, sr_ratio)
+
+    def build_reduction(self, dim: int, sr_ratio: int) -> None:
+        self.sr = None
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
+            self.norm = nn.LayerNorm(dim)
+
+    def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, M, C), M = (H // sr_ratio) * (W // sr_ratio)."""
+        return x if self.sr is None else self.norm(to_tokens(self.sr(to_map(x, hw))))
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B, heads, N, C/heads
+        kv = self.kv(self.reduce(x, hw)).unflatten(2, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each B, heads, M, C/heads
+        dropout_p = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class LinearAttention(Attention):
+    """Linear SRA (v2, section 3.1): keys and values pooled to 7 x 7 whatever the input size."""
+
+    def build_reduction(self, dim: int, sr_ratio: int) -> None:
+        del sr_ratio  # the pooling takes its place, in every stage
+        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.sr = nn.Conv2d(dim, dim, kernel_size=1)
+        self.norm = nn.LayerNorm(dim)
+
+    def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, 49, C)."""
+        return F.gelu(self.norm(to_tokens(self.sr(self.pool(to_map(x, hw))))))
+
+
+class Mlp(nn.Module):
+    """The feed-forward layer of v1."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        x = self.drop(F.gelu(self.hidden(x, hw)))
+        return self.drop(self.fc2(x))
+
+    def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, hidden_dim), before the activation."""
+        return self.fc1(x)
+
+
+class ConvMlp(Mlp):
+    """The convolutional feed-forward layer of v2 (section 3.3): a depth-wise 3 x 3 in between.
+
+    Args:
+        relu: Rectify before the convolution, as the authors' linear variant does.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, relu: bool = False) -> None:
+        super().__init__(dim, hidden_dim, drop)
+        self.relu = relu
+        dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim)
+        self.dwconv = nn.Sequential(OrderedDict(dwconv=dwconv))
+
+    def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        x = self.fc1(x)
+        if self.relu:
+            x = x.relu_()
+        return to_tokens(self.dwconv(to_map(x, hw)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer encoder layer."""
+
+    def __init__(self, dim: int, attn: Attention, mlp: Mlp, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), hw))
+        return x + self.drop_path(self.mlp(self.norm2(x), hw))
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution to tokens, and their norm."""
+
+    def __init__(
+        self, in_channels: int, dim: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size, stride=stride, padding=padding)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, C_in, H_in, W_in) -> (B, H * W, C) and (H, W)."""
+        x = self.proj(x)
+        return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
+
+
+class _Pyramid(BaseModule):
+    """What both versions share: the four stages, which of them to build, run, freeze and return.
+
+    A subclass says what its patch embeddings and blocks are, and what happens to the tokens when
+    they enter and leave a stage. Stages are counted from 1, as in the authors' parameter names;
+    ``out_indices`` counts from 0, as everywhere in OpenMMLab.
+    """
+
+    ARCHS: ClassVar[dict[str, dict]]
+
+    def __init__(
+        self,
+        arch: dict,
+        in_channels: int,
+        out_indices: int | Sequence[int] | None,
+        frozen_stages: int,
+        with_cp: bool,
+        drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rate: float,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.arch = arch
+        self.in_channels = in_channels
+        self.with_cp = with_cp
+        self.drop_rate = drop_rate
+        self.attn_drop_rate = attn_drop_rate
+        self.out_indices = self._resolve_out_indices(out_indices)
+        # The last stage that somebody asks for is the last one built: nothing runs in vain, and
+        # DDP finds no parameter without a gradient.
+        self.num_stages = max(self.out_indices) + 1
+        self.frozen_stages = frozen_stages
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'{type(self).__name__}: frozen_stages={frozen_stages}, expected -1 (nothing), 0 '
+                f'(the first patch embedding) or a number of stages up to {self.num_stages}.'
+            )
+
+        strides = [4 * 2**i for i in range(self.num_stages)]
+        self.out_channels = tuple(arch['embed_dims'][i] for i in self.out_indices)
+        self.out_strides = tuple(strides[i] for i in self.out_indices)
+        reductions = [1] * self.num_stages if arch.get('linear') else arch['sr_ratios']
+        self.min_size = max(s * r for s, r in zip(strides, reductions, strict=False))
+
+        total = sum(arch['depths'])
+        ramp = iter(drop_path_rate * i / max(total - 1, 1) for i in range(total))
+        for stage in range(1, self.num_stages + 1):
+            self.add_module(f'patch_embed{stage}', self._make_patch_embed(stage))
+            depth = arch['depths'][stage - 1]
+            blocks = nn.ModuleList(self._make_block(stage, next(ramp)) for _ in range(depth))
+            self.add_module(f'block{stage}', blocks)
+        self._register_load_state_dict_pre_hook(adapt_state_dict, with_module=True)
+
+    @classmethod
+    def _resolve_arch(cls, arch: str | Mapping, **explicit) -> dict:
+        """The numbers of ``arch``, with those given explicitly (not None) in their place."""
+        name = cls.__name__
+        fields = list(explicit)
+        if isinstance(arch, str):
+            if arch not in cls.ARCHS:
+                raise ValueError(
+                    f'{name} has no arch {arch!r}{_nearest(arch, cls.ARCHS)} Expected one of '
+                    f'{", ".join(cls.ARCHS)}, or a dict of {", ".join(fields)}.'
+                )
+            arch = cls.ARCHS[arch]
+        elif not isinstance(arch, Mapping):
+            raise ValueError(
+                f'{name}: arch is a {type(arch).__name__}, expected one of '
+                f'{", ".join(cls.ARCHS)}, or a dict of {", ".join(fields)}.'
+            )
+        for key in arch:
+            if key not in fields:
+                raise ValueError(
+                    f'{name}: the arch dict has an unknown key {key!r}{_nearest(key, fields)} '
+                    f'Expected {", ".join(fields)}.'
+                )
+        numbers = dict(arch) | {k: v for k, v in explicit.items() if v is not None}
+        linear = numbers.pop('linear', False)
+        per_stage = [f for f in fields if f != 'linear']
+        missing = [f for f in per_stage if f not in numbers]
+        if missing:
+            raise ValueError(f'{name}: the arch dict lacks {", ".join(missing)}.')
+        for key in per_stage:
+            if isinstance(numbers[key], (int, float, str)):
+                raise ValueError(
+                    f'{name}: {key}={numbers[key]!r}, expected one number per stage, as in '
+                    f'{key}={next(iter(cls.ARCHS.values()))[key]}.'
+                )
+        numbers = {key: tuple(numbers[key]) for key in per_stage}
+        if len({len(v) for v in numbers.values()}) != 1 or not numbers['depths']:
+            lengths = ', '.join(f'{k} has {len(v)}' for k, v in numbers.items())
+            raise ValueError(f'{name}: every tuple of an arch needs one entry per stage: {lengths}.')
+        for stage, (dim, heads) in enumerate(
+            zip(numbers['embed_dims'], numbers['num_heads'], strict=True), 1
+        ):
+            if dim % heads:
+                raise ValueError(
+                    f'{name}: embed_dims {dim} of stage {stage} does not divide into its '
+                    f'num_heads, {heads}.'
+                )
+        return numbers | {'linear': linear} if 'linear' in fields else numbers
+
+    def _resolve_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
+        total = len(self.arch['depths'])
+        if out_indices is None:
+            return tuple(range(total))
+        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        resolved = tuple(i + total if i < 0 else i for i in given)
+        valid = all(0 <= i < total for i in resolved)
+        if not given or not valid or len(set(resolved)) < len(resolved):
+            raise ValueError(
+                f'{type(self).__name__}: out_indices={out_indices}, expected one or several '
+                f'different stages out of {-total}..{total - 1}.'
+            )
+        return resolved
+
+    def _make_patch_embed(self, stage: int) -> PatchEmbed:
+        raise NotImplementedError
+
+    def _make_block(self, stage: int, drop_path: float) -> Block:
+        raise NotImplementedError
+
+    def _in_channels(self, stage: int) -> int:
+        return self.in_channels if stage == 1 else self.arch['embed_dims'][stage - 2]
+
+    def _numbers(self, stage: int) -> tuple[int, int, int, int]:
+        """embed_dims, num_heads, hidden width of the MLP and sr_ratio of a stage."""
+        keys = ('embed_dims', 'num_heads', 'mlp_ratios', 'sr_ratios')
+        dim, heads, mlp_ratio, sr_ratio = (self.arch[key][stage - 1] for key in keys)
+        return dim, heads, int(dim * mlp_ratio), sr_ratio
+
+    def _enter(self, stage: int, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Between the patch embedding and the first block; (B, N, C) -> (B, N, C)."""
+        return x
+
+    def _leave(self, stage: int, x: Tensor) -> Tensor:
+        """After the last block; (B, N, C) -> (B, N, C)."""
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images to a pyramid of feature maps.
+
+        Args:
+            x: (B, in_channels, H, W), normalised, H and W at least ``min_size`` pixels.
+
+        Returns:
+            The maps of ``out_indices`` in that order, each (B, C, H / stride, W / stride) with C
+            and stride from ``out_channels`` and ``out_strides``, channels-last in memory.
+
+        Raises:
+            ValueError: the input has another number of channels, or is too small.
+        """
+        self._check_input(x)
+        maps = {}
+        for stage in range(1, self.num_stages + 1):
+            x, hw = getattr(self, f'patch_embed{stage}')(x)
+            x = self._enter(stage, x, hw)
+            for block in getattr(self, f'block{stage}'):
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(block, x, hw, use_reentrant=False)
+                else:
+                    x = block(x, hw)
+            x = to_map(self._leave(stage, x), hw)
+            if stage - 1 in self.out_indices:
+                maps[stage - 1] = x
+        return tuple(maps[i] for i in self.out_indices)
+
+    def _check_input(self, x: Tensor) -> None:
+        if torch.compiler.is_compiling():  # keep guards on sizes out of compiled graphs
+            return
+        name = type(self).__name__
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{name} expects images of shape (B, {self.in_channels}, H, W), got '
+                f'{tuple(x.shape)}: set in_channels, or feed images of {self.in_channels} channels.'
+            )
+        height, width = x.shape[2:]
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f'{name} needs images of at least {self.min_size}x{self.min_size} pixels, got '
+                f'{height}x{width}: pad or resize them.'
+            )
+
+    def init_weights(self) -> None:
+        """The authors' initialisation, then what ``init_cfg`` asks for (mmengine calls this)."""
+        if not self.is_init:
+            for module in self.modules():
+                self._init_module(module)
+        super().init_weights()
+
+    def _init_module(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+            module.reset_parameters()
+
+    def train(self, mode: bool = True) -> '_Pyramid':
+        """As usual, but frozen stages stay in eval mode and without gradients."""
+        super().train(mode)
+        for name, child in self.named_children():
+            if self._is_frozen(name):
+                child.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            if self._is_frozen(name):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def _is_frozen(self, name: str) -> bool:
+        """Whether a module or parameter, named ``block2.0.attn.q`` or so, is in a frozen stage."""
+        head = name.partition('.')[0]
+        if head == 'patch_embed1':
+            return self.frozen_stages >= 0
+        return head[-1:].isdigit() and int(head[-1]) <= self.frozen_stages
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean {close[0]!r}?' if close else '.'
+
+
+_WIDE = dict(
+    embed_dims=(64, 128, 320, 512),
+    num_heads=(1, 2, 5, 8),
+    mlp_ratios=(8, 8, 4, 4),
+    sr_ratios=(8, 4, 2, 1),
+)
+
+
+@MODELS.register_module()
+class PVT(_Pyramid):
+    """PVT v1 (arXiv 2102.12122): non-overlapping patches, learned position embeddings, SRA.
+
+    Sizes that are no multiple of 32 lose their last rows and columns, as in the authors' code.
+    Like every OpenMMLab module it is initialised by ``init_weights()``, which the Runner calls.
+
+    Args:
+        arch: ``tiny``, ``small``, ``medium`` or ``large`` (table 1; stage 2 of small and medium
+            has 4 blocks, as in the released code and weights, not the 3 of the table), or a dict
+            of the five numbers below.
+        embed_dims: Width per stage; this and the next four win over ``arch``.
+        depths: Blocks per stage.
+        num_heads: Attention heads per stage.
+        mlp_ratios: Hidden width of the feed-forward layers over ``embed_dims``, per stage.
+        sr_ratios: Side of the patches that spatial reduction merges, per stage.
+        pretrain_img_size: Pixels, or (height, width), that the position embedding is made for.
+        in_channels: Channels of the input; the stem of a 3-channel weight file is inflated.
+        out_indices: Stages to return, from 0, in this order; negative counts from the end.
+            Default: all. Stages after the last of them are not built.
+        frozen_stages: -1 freezes nothing, 0 the first patch embedding, n the first n stages.
+        with_cp: Recompute each block in the backward pass instead of storing its activations.
+        drop_rate: Dropout after position embedding, projections and feed-forward layers.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        init_cfg: mmengine's, e.g. ``dict(type='Pretrained', checkpoint='pvt_small.pth')``.
+
+    Raises:
+        ValueError: an unknown ``arch``, numbers that do not fit together, stages that do not exist.
+    """
+
+    ARCHS: ClassVar = {
+        'tiny': dict(_WIDE, depths=(2, 2, 2, 2)),
+        'small': dict(_WIDE, depths=(3, 4, 6, 3)),
+        'medium': dict(_WIDE, depths=(3, 4, 18, 3)),
+        'large': dict(_WIDE, depths=(3, 8, 27, 3)),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'small',
+        *,
+        embed_dims: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
+        mlp_ratios: Sequence[float] | None = None,
+        sr_ratios: Sequence[int] | None = None,
+        pretrain_img_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            self._resolve_arch(
+                arch,
+                embed_dims=embed_dims,
+                depths=depths,
+                num_heads=num_heads,
+                mlp_ratios=mlp_ratios,
+                sr_ratios=sr_ratios,
+            ),
+            in_channels,
+            out_indices,
+            frozen_stages,
+            with_cp,
+            drop_rate,
+            attn_drop_rate,
+            drop_path_rate,
+            init_cfg,
+        )
+        is_side = isinstance(pretrain_img_size, int)
+        sides = (pretrain_img_size,) * 2 if is_side else tuple(pretrain_img_size)
+        if len(sides) != 2 or min(sides) < self.min_size:
+            raise ValueError(
+                f'PVT: pretrain_img_size={pretrain_img_size}, expected a number or (height, '
+                f'width) of at least {self.min_size} pixels.'
+            )
+        self.pos_grids = {}  # stage -> (H, W) of its position embedding
+        for stage in range(1, self.num_stages + 1):
+            grid = tuple(side // 2 ** (stage + 1) for side in sides)
+            pos_embed = torch.zeros(1, math.prod(grid), self.arch['embed_dims'][stage - 1])
+            self.pos_grids[stage] = grid
+            self.register_parameter(f'pos_embed{stage}', nn.Parameter(pos_embed))
+            self.add_module(f'pos_drop{stage}', nn.Dropout(drop_rate))
+        self._freeze()
+
+    def _make_patch_embed(self, stage: int) -> PatchEmbed:
+        side = 4 if stage == 1 else 2
+        dim = self.arch['embed_dims'][stage - 1]
+        return PatchEmbed(self._in_channels(stage), dim, kernel_size=side, stride=side, padding=0)
+
+    def _make_block(self, stage: int, drop_path: float) -> Block:
+        dim, num_heads, hidden_dim, sr_ratio = self._numbers(stage)
+        attn = Attention(dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate)
+        return Block(dim, attn, Mlp(dim, hidden_dim, self.drop_rate), drop_path)
+
+    def _enter(self, stage: int, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        # The grid is compared with that of the same stage: the authors compare token counts with
+        # those of stage 1, which fails at 448x448 and adds a wrong layout at 112x448.
+        pos_embed = resize_pos_embed(getattr(self, f'pos_embed{stage}'), self.pos_grids[stage], hw)
+        return getattr(self, f'pos_drop{stage}')(x + pos_embed)
+
+    def init_weights(self) -> None:
+        if not self.is_init:
+            for stage in self.pos_grids:
+                nn.init.trunc_normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
+        super().init_weights()
+
+
+@MODELS.register_module()
+class PVTv2(_Pyramid):
+    """PVT v2 (arXiv 2106.13797): overlapping patches, a convolution in the MLP, a norm per stage.
+
+    Sizes that are no multiple of 32 are rounded up, as in the authors' code. Arguments that are
+    not named here are those of :class:`PVT`.
+
+    Args:
+        arch: ``b0`` to ``b5`` or ``b2_li`` (table 1; stage 2 of b2, b2_li and b3 has 4 blocks, as
+            in the released code and weights, not the 3 of the table), or a dict of the numbers.
+        linear: Linear spatial reduction: keys and values pooled to 7 x 7 in every stage, whatever
+            ``sr_ratios`` says (section 3.1). Wins over ``arch``, of which only b2_li has it.
+
+    Raises:
+        ValueError: an unknown ``arch``, numbers that do not fit together, stages that do not exist.
+    """
+
+    ARCHS: ClassVar = {
+        'b0': dict(_WIDE, embed_dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
+        'b1': dict(_WIDE, depths=(2, 2, 2, 2)),
+        'b2': dict(_WIDE, depths=(3, 4, 6, 3)),
+        'b2_li': dict(_WIDE, depths=(3, 4, 6, 3), linear=True),
+        'b3': dict(_WIDE, depths=(3, 4, 18, 3)),
+        'b4': dict(_WIDE, depths=(3, 8, 27, 3)),
+        'b5': dict(_WIDE, depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'b2',
+        *,
+        embed_dims: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
+        mlp_ratios: Sequence[float] | None = None,
+        sr_ratios: Sequence[int] | None = None,
+        linear: bool | None = None,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            self._resolve_arch(
+                arch,
+                embed_dims=embed_dims,
+                depths=depths,
+                num_heads=num_heads,
+                mlp_ratios=mlp_ratios,
+                sr_ratios=sr_ratios,
+                linear=linear,
+            ),
+            in_channels,
+            out_indices,
+            frozen_stages,
+            with_cp,
+            drop_rate,
+            attn_drop_rate,
+            drop_path_rate,
+            init_cfg,
+        )
+        for stage in range(1, self.num_stages + 1):
+            norm = nn.LayerNorm(self.arch['embed_dims'][stage - 1], eps=BLOCK_EPS)
+            self.add_module(f'norm{stage}', norm)
+        self._freeze()
+
+    def _make_patch_embed(self, stage: int) -> PatchEmbed:
+        kernel_size, stride = (7, 4) if stage == 1 else (3, 2)
+        dim = self.arch['embed_dims'][stage - 1]
+        return PatchEmbed(self._in_channels(stage), dim, kernel_size, stride, kernel_size // 2)
+
+    def _make_block(self, stage: int, drop_path: float) -> Block:
+        dim, num_heads, hidden_dim, sr_ratio = self._numbers(stage)
+        linear = self.arch['linear']
+        attention = LinearAttention if linear else Attention
+        attn = attention(dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate)
+        return Block(dim, attn, ConvMlp(dim, hidden_dim, self.drop_rate, relu=linear), drop_path)
+
+    def _leave(self, stage: int, x: Tensor) -> Tensor:
+        return getattr(self, f'norm{stage}')(x)
+
+    def _init_module(self, module: nn.Module) -> None:
+        super()._init_module(module)
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            nn.init.zeros_(module.bias)
