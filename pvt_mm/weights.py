@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], hw: tuple[int, int]) -> Tensor:
     """Resize a position embedding (1, H * W, C) bilinearly from ``grid`` to ``hw``, both (H, W)."""
-    if grid == hw:
+    # Equal sizes are left alone, but for compiled graphs: there the comparison would be a guard, and
+    # bilinear interpolation to the same size is the identity.
+    if grid == hw and not torch.compiler.is_compiling():
         return pos_embed
     maps = pos_embed.transpose(1, 2).unflatten(2, grid)
     return F.interpolate(maps, size=hw, mode='bilinear').flatten(2).transpose(1, 2)

@@ -1,0 +1,45 @@
+"""Semantic FPN with PVT-Tiny from scratch on the shapes of tools/dataset/make_shapes.py."""
+
+_base_ = '../semfpn/pvt_t_fpn_40k.py'
+
+classes = ('background', 'disk', 'square', 'triangle', 'star', 'ring', 'cross')
+palette = [
+    [60, 60, 60], [230, 60, 60], [60, 180, 75], [255, 225, 25],
+    [0, 130, 200], [245, 130, 48], [145, 30, 180],
+]  # fmt: skip
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(init_cfg=None),
+    neck=dict(out_channels=128),
+    decode_head=dict(in_channels=[128, 128, 128, 128], num_classes=7),
+)
+
+dataset = dict(
+    type='BaseSegDataset',  # ADE20KDataset takes no classes but its own
+    metainfo=dict(classes=classes, palette=palette),
+    reduce_zero_label=True,
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (128, 128)
+train_dataloader = dict(
+    batch_size=8, num_workers=2, dataset=dict(**dataset, pipeline=train_pipeline)
+)
+val_dataloader = dict(num_workers=2, dataset=dict(**dataset, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=800, by_epoch=False),
+]
+train_cfg = dict(max_iters=800, val_interval=200)
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=1)
+)

@@ -1,0 +1,14 @@
+_base_ = './pvt_s_fpn_40k.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='PVTv2',
+        arch='b2',
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth',
+        ),
+    ),
+)

@@ -1,0 +1,169 @@
+"""What tools/train.py and tools/test.py add to mmengine's Runner; nothing here is needed by a model.
+
+The stock tools of mmdet and mmseg run our configs without this module. It makes the console
+readable, refuses to start without data, runs several processes on a CPU, and keeps an interrupt
+from cutting a checkpoint in half.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import resource
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import Runner
+from torch import nn
+
+# Beginnings of what mmengine logs at every start. It stays in the log file.
+_LONG_RECORDS = ('\n' + '-' * 60 + '\nSystem environment:', 'Config:\n', 'Hooks will be executed')
+
+# What the hosts say on import about optional packages that our configs do not use.
+_OPTIONAL_PACKAGES = ('Could not import OneDL', 'faster_coco_eval is not installed')
+
+_LAYOUTS = {
+    'CocoDataset': ('COCO_ROOT', 'annotations/instances_{train,val}2017.json, {train,val}2017/'),
+    'ADE20KDataset': ('ADE_ROOT', '{images,annotations}/{training,validation}/'),
+}
+
+
+class ConsoleFilter(logging.Filter):
+    """Keeps what fills screens at every start off the console."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(_LONG_RECORDS)
+
+
+class PeakMemoryHook(Hook):
+    """Logs the peak memory of this process in MB, where there is no GPU whose memory to log."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        unit = 2**20 if sys.platform == 'darwin' else 2**10  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+        runner.message_hub.update_scalar('train/memory', peak)
+
+
+class ToolRunner(Runner):
+    """mmengine's Runner for people who watch it from a console, on a GPU or without one."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(ConsoleFilter())
+        return logger
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        super().register_hooks(*args, **kwargs)
+        if not torch.cuda.is_available():
+            self.register_hook(PeakMemoryHook())
+
+    def setup_env(self, env_cfg: dict) -> None:
+        # mmengine would choose a GPU before it looks at the backend.
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu and self.distributed and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed and not torch.cuda.is_available():
+            model = revert_sync_batchnorm(model)  # SyncBN needs a GPU
+            model_wrapper_cfg = dict(device_ids=None, broadcast_buffers=False) | dict(
+                model_wrapper_cfg or {}
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        with finish_before_interrupt():
+            super().save_checkpoint(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def finish_before_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done."""
+    interrupted = []
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def import_host(scope: str) -> None:
+    """Import mmdet or mmseg and register its modules, without the news about optional packages.
+
+    Raises:
+        ModuleNotFoundError: the host, or something that it needs, is not installed.
+    """
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        for message in _OPTIONAL_PACKAGES:
+            warnings.filterwarnings('ignore', message=message)
+        utils = importlib.import_module(f'{scope}.utils')
+        utils.register_all_modules(init_default_scope=False)
+    for line in printed.getvalue().splitlines():
+        if not any(message in line for message in _OPTIONAL_PACKAGES):
+            print(line)
+
+
+def check_data(cfg: Config, splits: Sequence[str]) -> None:
+    """See that the files and folders of the datasets are there, before anything is built.
+
+    Args:
+        cfg: A config with ``{split}_dataloader`` and, maybe, ``{split}_evaluator``.
+        splits: Out of ``train``, ``val`` and ``test``.
+
+    Raises:
+        FileNotFoundError: with the path, the layout that was expected and how to move the root.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for key, dataset in _leaf_datasets(loader['dataset'] if loader else {}, f'{split}_dataloader'):
+            for path in _paths(dataset):
+                if '://' not in path and not os.path.exists(path):
+                    raise FileNotFoundError(_missing_data(dataset, key, path))
+
+
+def _leaf_datasets(dataset: dict, key: str) -> Iterator[tuple[str, dict]]:
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its key."""
+    key = f'{key}.dataset'
+    if 'dataset' in dataset:
+        yield from _leaf_datasets(dataset['dataset'], key)
+    elif 'datasets' in dataset:
+        for i, inner in enumerate(dataset['datasets']):
+            yield f'{key}.datasets.{i}', inner
+    else:
+        yield key, dataset
+
+
+def _paths(dataset: dict) -> Iterator[str]:
+    """Annotation file and folders, joined with the root as mmengine's BaseDataset does."""
+    root = dataset.get('data_root') or ''
+    names = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+    for name in filter(None, names):
+        yield name if '://' in name else os.path.join(root, name)
+
+
+def _missing_data(dataset: dict, key: str, path: str) -> str:
+    root = dataset.get('data_root') or '.'
+    variable, layout = _LAYOUTS.get(dataset.get('type'), (None, None))
+    expected = f' Expected in it: {layout}.' if layout else ''
+    move = f'set {variable}, or ' if variable else ''
+    return (
+        f'{path} does not exist; the data root is {root} (from {os.getcwd()}).{expected} To use '
+        f'another root, {move}pass --cfg-options {key}.data_root=PATH.'
+    )

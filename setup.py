@@ -1,0 +1,70 @@
+"""Package pvt_mm; its configs and tools travel inside it as pvt_mm/.mim, where mim looks."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'pvt_mm/version.py').read_text())[1]
+MIM_FILES = ('configs', 'tools', 'model-index.yml')
+
+
+class BuildPyWithMim(build_py):
+    """Adds .mim: copies to a build, links to an editable checkout."""
+
+    def run(self) -> None:
+        package = (ROOT if self.editable_mode else Path(self.build_lib)) / 'pvt_mm'
+        mim = package / '.mim'
+        # From nothing each time: a build folder also keeps what has since been deleted or renamed.
+        shutil.rmtree(mim if self.editable_mode else package, ignore_errors=True)
+        super().run()
+        mim.mkdir(parents=True)
+        for name in MIM_FILES:
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('../..') / name)
+            elif (ROOT / name).is_dir():
+                ignore = shutil.ignore_patterns('__pycache__', '*.py[co]')
+                shutil.copytree(ROOT / name, mim / name, ignore=ignore)
+            else:
+                shutil.copy2(ROOT / name, mim / name)
+
+
+setup(
+    # mim takes the first file of an installed package for its folder: this name must sort after
+    # 'pvt_mm/', and there must be no console script, which would sort before it.
+    name='pvt-mmlab',
+    version=VERSION,
+    description='Pyramid Vision Transformer v1 and v2 for MMDetection 3.x and MMSegmentation 1.x',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='pvt_mm contributors',
+    license='Apache-2.0',
+    packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
+    cmdclass={'build_py': BuildPyWithMim},
+    python_requires='>=3.10',
+    # Nothing, so that installing this never replaces the torch, mmcv, mmdet or mmseg that is there.
+    install_requires=[],
+    # Alternatives for an empty environment, never together; mmcv is in neither, since pip would
+    # build it without its operators (see tools/setup_venv.sh).
+    extras_require={
+        'onedl': [
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+        ],
+        'openmmlab': [
+            'mmengine>=0.10.4,<1',
+            'mmdet>=3.3.0,<3.4',
+            'mmsegmentation>=1.2.2,<1.3',
+            'ftfy',
+            'regex',
+            'numpy<2',
+            'setuptools<81',
+        ],
+        'test': ['pytest>=8', 'pytest-cov>=6'],
+    },
+    zip_safe=False,
+)
