@@ -1,10 +1,11 @@
-"""What tools/train.py and tools/test.py add to mmengine's Runner; nothing here is needed by a model.
+"""What tools/train.py and tools/test.py add to mmengine's Runner; no model needs it.
 
 The stock tools of mmdet and mmseg run our configs without this module. It makes the console
 readable, refuses to start without data, runs several processes on a CPU, and keeps an interrupt
 from cutting a checkpoint in half.
 """
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -15,21 +16,38 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from torch import nn
 
-# Beginnings of what mmengine logs at every start. It stays in the log file.
-_LONG_RECORDS = ('\n' + '-' * 60 + '\nSystem environment:', 'Config:\n', 'Hooks will be executed')
-
-# What the hosts say on import about optional packages that our configs do not use.
-_OPTIONAL_PACKAGES = ('Could not import OneDL', 'faster_coco_eval is not installed')
+# Beginnings of what is logged at every start and matters to nobody who watches. The log file has it.
+_LOGGED = (
+    '\n' + '-' * 60 + '\nSystem environment:',
+    'Config:\n',
+    'Hooks will be executed',
+    'Distributed training is not used, all SyncBatchNorm',
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    'The prefix is not set in metric class',
+    'Exp name:',
+)
+# Warnings and lines that are no advice to a user of our configs: packages that these do not need,
+# and defaults that are part of the recipes.
+_WARNED = (
+    'faster_coco_eval is not installed',
+    'Default ``avg_non_ignore`` is False',
+    '`reduce_zero_label` will be deprecated',
+    'The draw is False, it means that the hook for visualization',
+    r'Warning: The (bbox|polygon) is out of bounds',
+)
+_PRINTED = ('Could not import OneDL',)
 
 _LAYOUTS = {
     'CocoDataset': ('COCO_ROOT', 'annotations/instances_{train,val}2017.json, {train,val}2017/'),
@@ -41,7 +59,7 @@ class ConsoleFilter(logging.Filter):
     """Keeps what fills screens at every start off the console."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(_LONG_RECORDS)
+        return not str(record.msg).startswith(_LOGGED)
 
 
 class PeakMemoryHook(Hook):
@@ -85,6 +103,17 @@ class ToolRunner(Runner):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def train(self) -> nn.Module:
+        try:
+            return super().train()
+        except KeyboardInterrupt:
+            marker = Path(self.work_dir, 'last_checkpoint')
+            self.logger.warning(
+                f'Interrupted in iteration {self.iter + 1}. '
+                + (f'Go on from {marker.read_text()} with --resume.' if marker.exists() else '')
+            )
+            raise
+
     def save_checkpoint(self, *args, **kwargs) -> None:
         with finish_before_interrupt():
             super().save_checkpoint(*args, **kwargs)
@@ -103,20 +132,59 @@ def finish_before_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that tools/train.py and tools/test.py have in common."""
+    parser.add_argument('--work-dir', help='default: work_dirs/FOLDER/NAME of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='change the config: a.b=1 c="[x,y]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes it; torchrun sets the environment variable.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
+    """Read the config of a tool, see that its data is there, and import its host.
+
+    Args:
+        args: With ``config`` and what :func:`add_arguments` adds.
+        splits: The splits that the tool reads, see :func:`check_data`.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not os.path.isfile(args.config):
+        sys.exit(f'{args.config} does not exist (from {os.getcwd()}), expected a config file.')
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    path = Path(args.config).resolve()  # the folder counts: names recur from task to task
+    default = os.path.join('work_dirs', path.parent.name, path.stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    try:
+        check_data(cfg, splits)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    import_host(cfg.default_scope)
+    return cfg
+
+
 def import_host(scope: str) -> None:
-    """Import mmdet or mmseg and register its modules, without the news about optional packages.
+    """Import mmdet or mmseg and register its modules, without the news that help nobody.
 
     Raises:
         ModuleNotFoundError: the host, or something that it needs, is not installed.
     """
+    for message in _WARNED:
+        warnings.filterwarnings('ignore', message=message)
     printed = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-        for message in _OPTIONAL_PACKAGES:
-            warnings.filterwarnings('ignore', message=message)
+    with contextlib.redirect_stdout(printed):
         utils = importlib.import_module(f'{scope}.utils')
         utils.register_all_modules(init_default_scope=False)
     for line in printed.getvalue().splitlines():
-        if not any(message in line for message in _OPTIONAL_PACKAGES):
+        if not line.startswith(_PRINTED):
             print(line)
 
 
@@ -132,7 +200,9 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for key, dataset in _leaf_datasets(loader['dataset'] if loader else {}, f'{split}_dataloader'):
+        for key, dataset in _leaf_datasets(
+            loader['dataset'] if loader else {}, f'{split}_dataloader'
+        ):
             for path in _paths(dataset):
                 if '://' not in path and not os.path.exists(path):
                     raise FileNotFoundError(_missing_data(dataset, key, path))

@@ -269,7 +269,9 @@ class _Pyramid(BaseModule):
         numbers = {key: tuple(numbers[key]) for key in per_stage}
         if len({len(v) for v in numbers.values()}) != 1 or not numbers['depths']:
             lengths = ', '.join(f'{k} has {len(v)}' for k, v in numbers.items())
-            raise ValueError(f'{name}: every tuple of an arch needs one entry per stage: {lengths}.')
+            raise ValueError(
+                f'{name}: every tuple of an arch needs one entry per stage: {lengths}.'
+            )
         for stage, (dim, heads) in enumerate(
             zip(numbers['embed_dims'], numbers['num_heads'], strict=True), 1
         ):

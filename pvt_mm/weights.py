@@ -21,9 +21,9 @@ _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], hw: tuple[int, int]) -> Tensor:
     """Resize a position embedding (1, H * W, C) bilinearly from ``grid`` to ``hw``, both (H, W)."""
-    # Equal sizes are left alone, but for compiled graphs: there the comparison would be a guard, and
-    # bilinear interpolation to the same size is the identity.
-    if grid == hw and not torch.compiler.is_compiling():
+    # Resizing to the same size is the identity, and skipped; but not in a compiled graph, where the
+    # comparison would become a guard that ties the graph to the size.
+    if not torch.compiler.is_compiling() and grid == hw:
         return pos_embed
     maps = pos_embed.transpose(1, 2).unflatten(2, grid)
     return F.interpolate(maps, size=hw, mode='bilinear').flatten(2).transpose(1, 2)
@@ -72,7 +72,9 @@ def _fit_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     if tokens == wanted:
         return pos_embed
     side = math.isqrt(tokens)
-    if tokens == wanted + 1 or (side * side != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1):
+    if tokens == wanted + 1 or (
+        side * side != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1
+    ):
         # The authors' stage 4 has the class token first. At most one of n and n - 1 is a square.
         return _fit_pos_embed(pos_embed[:, 1:], grid)
     if side * side != tokens:  # not a grid that we know; reported as a mismatch

@@ -176,7 +176,7 @@ def test_shapes_overlap(made):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_draw_shape(script, name):
-    """Within its circle, turned by its spoke, with the area of its outline; only a ring is hollow."""
+    """Within its circle, turned by its spoke, of its outline's area; only a ring is hollow."""
     centre, radius, size = 50 + 40j, 30, 100
     masks = [script.draw_shape(name, centre, radius * turn, size) for turn in (1, 1j)]
     y, x = np.mgrid[:size, :size]

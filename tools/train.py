@@ -8,14 +8,9 @@ A config is expected to name its default_scope (mmdet or mmseg) and what mmengin
 """
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
-from mmengine.config import Config, DictAction
-from mmengine.runner import find_latest_checkpoint
-
-from pvt_mm.engine import ToolRunner, check_data, import_host
+from pvt_mm.engine import ToolRunner, add_arguments, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +18,6 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config')
-    parser.add_argument('--work-dir', help='default: work_dirs/FOLDER/NAME of the config')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -36,28 +30,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="scale the learning rate by batch size over the config's base_batch_size",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='change the config: a.b=1 c="[x,y]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torch.distributed.launch passes it; torchrun sets the environment variable.
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    add_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
-    cfg.launcher = args.launcher
-    config = Path(args.config)
-    default = Path('work_dirs', config.resolve().parent.name, config.stem)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(default)
+    cfg = load_config(args, splits=['train', 'val'])
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -67,23 +46,11 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             sys.exit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.')
         cfg.auto_scale_lr.enable = True
-    try:
-        check_data(cfg, ['train', 'val'])
-    except FileNotFoundError as error:
-        sys.exit(str(error))
-
-    import_host(cfg.default_scope)
-    runner = ToolRunner.from_cfg(cfg)
-    try:
-        runner.train()
-    except KeyboardInterrupt:
-        latest = find_latest_checkpoint(cfg.work_dir)
-        runner.logger.warning(
-            f'Interrupted in iteration {runner.iter + 1}. '
-            + (f'Go on from {latest} with --resume.' if latest else 'No checkpoint was saved yet.')
-        )
-        sys.exit(130)
+    ToolRunner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,9 +2,19 @@
 
 _base_ = '../maskrcnn/pvt_t_fpn_1x.py'
 
-metainfo = dict(classes=('disk', 'square', 'triangle', 'star', 'ring', 'cross'))
+metainfo = dict(
+    classes=('disk', 'square', 'triangle', 'star', 'ring', 'cross'),
+    palette=[
+        (230, 60, 60),
+        (60, 180, 75),
+        (255, 225, 25),
+        (0, 130, 200),
+        (245, 130, 48),
+        (145, 30, 180),
+    ],  # fmt: skip
+)
 model = dict(
-    backbone=dict(init_cfg=None),
+    backbone=dict(init_cfg=None, drop_path_rate=0.0),
     neck=dict(out_channels=128),
     rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[4])),
     roi_head=dict(
@@ -27,10 +37,15 @@ train_dataloader = dict(batch_size=8, dataset=dict(metainfo=metainfo, pipeline=t
 val_dataloader = dict(dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=7e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=16, end=16),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=10, end=10),
 ]
-train_cfg = dict(max_epochs=16, val_interval=4)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+train_cfg = dict(max_epochs=10, val_interval=2)
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(max_keep_ckpts=1),
+    visualization=dict(score_thr=0.4),
+)
+visualizer = dict(line_width=2)

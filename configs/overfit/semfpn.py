@@ -1,0 +1,33 @@
+"""Semantic FPN with PVT-Tiny, made to memorise the photographs of tools/dataset/pick_images.py."""
+
+_base_ = '../semfpn/pvt_t_fpn_40k.py'
+
+model = dict(
+    data_preprocessor=dict(size=(320, 320)),
+    backbone=dict(init_cfg=None, drop_path_rate=0.0),
+    decode_head=dict(dropout_ratio=0.0),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='Resize', scale=(320, 320), keep_ratio=False),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(320, 320), keep_ratio=False),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(num_workers=2, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=2, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=3e-4), clip_grad=dict(max_norm=10.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=700, by_epoch=False),
+]
+train_cfg = dict(max_iters=700, val_interval=100)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))

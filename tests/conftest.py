@@ -1,0 +1,81 @@
+"""What all tests share: one seed, one number of threads, the archs, the authors' files."""
+
+import logging
+import os
+import socket
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvt_mm import PVT, PVTv2
+
+THREADS = int(os.environ.get('OMP_NUM_THREADS', 2))
+ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]
+# Three stages of other numbers than any published arch, for what does not depend on the arch.
+SMALL = dict(
+    embed_dims=(16, 32, 48),
+    depths=(2, 1, 2),
+    num_heads=(1, 2, 3),
+    mlp_ratios=(2, 2, 2),
+    sr_ratios=(4, 2, 1),
+)
+
+
+def arch_id(value: object) -> str | None:
+    return value.__name__ if isinstance(value, type) else None
+
+
+def all_archs(function):
+    """Run a test for each of the eleven published architectures."""
+    return pytest.mark.parametrize(('cls', 'arch'), ALL_ARCHS, ids=arch_id)(function)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    logging.getLogger('mmengine').setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _hosts():
+    """Import the hosts once, without their news about optional packages."""
+    from pvt_mm.engine import import_host
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        import_host('mmdet')
+        import_host('mmseg')
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Random values everywhere, norms and biases too, so that nothing hides behind 0 or 1."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        is_norm = 'norm' in name and name.endswith('weight')
+        fan_in = max(parameter[0].numel(), 1) if parameter.dim() > 1 else 100
+        parameter.data = noise / fan_in**0.5 + (1.0 if is_norm else 0.0)
+    return model
+
+
+def classifier_file(model: nn.Module, side: int = 224) -> dict[str, Tensor]:
+    """A state dict laid out as the authors' ImageNet classifiers, for images of ``side`` pixels."""
+    state = {k: torch.randn(v.shape, dtype=v.dtype) for k, v in model.state_dict().items()}
+    width = model.arch['embed_dims'][-1]
+    if isinstance(model, PVT):
+        for stage, dim in enumerate(model.arch['embed_dims'], 1):
+            tokens = (side // 2 ** (stage + 1)) ** 2 + (stage == 4)
+            state[f'pos_embed{stage}'] = torch.randn(1, tokens, dim)
+        state['cls_token'] = torch.randn(1, 1, width)
+        state |= {'norm.weight': torch.randn(width), 'norm.bias': torch.randn(width)}
+    return state | {'head.weight': torch.randn(1000, width), 'head.bias': torch.randn(1000)}

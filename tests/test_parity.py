@@ -1,0 +1,176 @@
+"""Outputs and gradients are those of the authors' code, and of MMDetection's with eps mended."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvt_mm import PVT, PVTv2
+
+from .conftest import ALL_ARCHS, arch_id, randomise
+from .golden import fill
+
+GOLDEN = np.load(Path(__file__).parent / 'golden/golden.npz')
+GOLDEN_ARCHS = [
+    (PVT, 'tiny', 'pvt_tiny'),
+    (PVT, 'small', 'pvt_small'),
+    (PVTv2, 'b0', 'pvt_v2_b0'),
+    (PVTv2, 'b2_li', 'pvt_v2_b2_li'),
+]
+# Floor and ceil differ at the odd ones, and stage 4 of the 32 x 32 one is a single token.
+SIZES = [(32, 32), (64, 96), (75, 131)]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def official(cls: type, arch: str) -> nn.Module:
+    """A model filled like the golden data, through the layout of the authors' files."""
+    model = cls(arch).double().eval()
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if 'pos_embed4' in shapes:
+        shapes['pos_embed4'] = (1, 50, shapes['pos_embed4'][2])
+    filled = {k: torch.from_numpy(fill.fill(k, shape)) for k, shape in shapes.items()}
+    model.load_state_dict(filled, strict=True)
+    return model
+
+
+@pytest.mark.parametrize('size', [(64, 96), (160, 256), (224, 224)], ids=str)
+@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
+def test_outputs_of_the_official_code(cls, arch, name, size):
+    h, w = size
+    with torch.no_grad():
+        maps = official(cls, arch)(torch.from_numpy(fill.image(h, w)))
+    for stage, found in enumerate(maps, 1):
+        key = f'{name}/{h}x{w}/stage{stage}'
+        assert tuple(found.shape) == tuple(GOLDEN[f'{key}/shape'])
+        found = found.flatten()
+        values = found[fill.probe(found.numel(), h, w, stage)]
+        assert relative(values, torch.from_numpy(GOLDEN[f'{key}/values'])) < 1e-10
+        whole = torch.stack([found.mean(), found.std(correction=0), found.norm()])
+        assert relative(whole, torch.from_numpy(GOLDEN[f'{key}/mean_std_l2'])) < 1e-10
+
+
+@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
+def test_gradients_of_the_official_code(cls, arch, name):
+    model = official(cls, arch)
+    maps = model(torch.from_numpy(fill.image(64, 96)))
+    cotangents = [
+        torch.from_numpy(fill.cotangent(tuple(x.shape), 64, 96, stage))
+        for stage, x in enumerate(maps, 1)
+    ]
+    loss = sum((x * c).mean() for x, c in zip(maps, cotangents, strict=True))
+    loss.backward()
+    assert loss.item() == pytest.approx(GOLDEN[f'{name}/64x96/loss'].item(), rel=1e-10)
+    expected = dict(
+        zip(GOLDEN[f'{name}/64x96/grad_names'], GOLDEN[f'{name}/64x96/grad_l2'], strict=True)
+    )
+    found = {k: p.grad.norm().item() for k, p in model.named_parameters()}
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+def builtin(model: nn.Module) -> nn.Module:
+    """MMDetection's backbone with the weights of ours, and the authors' eps where it errs."""
+    from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2
+    from mmdet.models.backbones.pvt import pvt_convert
+
+    arch = model.arch
+    peer = PyramidVisionTransformer if isinstance(model, PVT) else PyramidVisionTransformerV2
+    peer = peer(
+        embed_dims=arch['embed_dims'][0] // arch['num_heads'][0],
+        num_layers=arch['depths'],
+        num_heads=arch['num_heads'],
+        mlp_ratios=arch['mlp_ratios'],
+        sr_ratios=arch['sr_ratios'],
+        drop_path_rate=0.0,
+    )
+    for name, module in peer.named_modules():
+        if name.endswith(('.0.norm', '.attn.norm')):
+            module.eps = 1e-5
+    peer.to(next(model.parameters()).dtype)
+    peer.load_state_dict(pvt_convert(model.state_dict()), strict=True)
+    return peer
+
+
+@pytest.mark.parametrize(('cls', 'arch'), [a for a in ALL_ARCHS if a[1] != 'b2_li'], ids=arch_id)
+def test_outputs_and_gradients_of_mmdet(cls, arch):
+    model = randomise(cls(arch, drop_path_rate=0.0).double())
+    peer = builtin(model)
+    for size in SIZES if sum(model.arch['depths']) < 30 else SIZES[-1:]:
+        x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        found, expected = model(x), peer(y)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert relative(ours.detach(), theirs.detach()) < 1e-10
+        sum(f.square().mean() for f in found).backward()
+        sum(f.square().mean() for f in expected).backward()
+        assert relative(x.grad, y.grad) < 1e-8
+    # Gradients of the parameters, accumulated over all sizes, in places that go by one name.
+    for stage in range(1, 5):
+        theirs = peer.layers[stage - 1]
+        offset = 1 if cls is PVT else 0
+        ours = getattr(model, f'patch_embed{stage}')
+        assert relative(ours.proj.weight.grad, theirs[0].projection.weight.grad) < 1e-8
+        for i, block in enumerate(getattr(model, f'block{stage}')):
+            other = theirs[1][i + offset]
+            qkv = torch.cat([block.attn.q.weight.grad, block.attn.kv.weight.grad])
+            assert relative(qkv, other.attn.attn.in_proj_weight.grad) < 1e-8
+            assert relative(block.norm1.weight.grad, other.norm1.weight.grad) < 1e-8
+
+
+@pytest.mark.parametrize('size', [(448, 448), (896, 896), (112, 448), (64, 64)], ids=str)
+def test_position_embedding_is_resized_per_stage(size):
+    """Where the authors' code crashes or is wrong ours equals a model made for that size."""
+    h, w = size
+    model = randomise(PVT('tiny')).eval()
+    state = model.state_dict()
+    for stage in range(1, 5):
+        key, side = f'pos_embed{stage}', 224 // 2 ** (stage + 1)
+        grid = (h // 2 ** (stage + 1), w // 2 ** (stage + 1))
+        image = state[key].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        resized = F.interpolate(image, size=grid, mode='bilinear', align_corners=False)
+        state[key] = resized.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1)
+    made_for_it = PVT('tiny', pretrain_img_size=size).eval()
+    made_for_it.load_state_dict(state, strict=True)
+    x = torch.randn(1, 3, h, w)
+    with torch.no_grad():
+        for found, expected in zip(model(x), made_for_it(x), strict=True):
+            assert found.shape == expected.shape
+            assert relative(found, expected) < 1e-5
+
+
+def test_losses_of_a_whole_detector_with_mmdets_backbone():
+    """Five AdamW steps of RetinaNet with either backbone, same weights, same data."""
+    from mmdet.registry import MODELS
+    from mmdet.testing import demo_mm_inputs
+    from mmengine.config import Config
+
+    root = Path(__file__).parents[1]
+    cfg = Config.fromfile(root / 'configs/demo/retinanet.py').model
+    cfg.backbone.drop_path_rate = 0.0
+    ours = MODELS.build(cfg)
+    ours.init_weights()
+    theirs = MODELS.build(cfg)
+    theirs.load_state_dict(ours.state_dict())
+    theirs.backbone = builtin(ours.backbone)
+    losses = []
+    for model in (ours, theirs):
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
+        losses.append([])
+        for step in range(5):
+            torch.manual_seed(step)
+            np.random.seed(step)
+            data = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=6)
+            data = model.data_preprocessor(data, True)
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][0] != losses[0][-1]

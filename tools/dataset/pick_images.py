@@ -1,0 +1,74 @@
+"""Pick the few training images that are easiest to memorise, as a data set of their own.
+
+    python tools/dataset/pick_images.py data/coco data/ade/ADEChallengeData2016 OUT
+
+Takes the COCO images whose smallest object is largest (its shorter side at 320 x 224 pixels), and
+the first ADE20K images by name. Training and validation split of the result are the same images:
+it shows whether a model can fit real photographs, and says nothing about others.
+"""
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+
+def pick_coco(source: Path, target: Path, number: int) -> None:
+    content = json.loads((source / 'annotations/instances_train2017.json').read_text())
+    objects = defaultdict(list)
+    for annotation in content['annotations']:
+        objects[annotation['image_id']].append(annotation)
+
+    def smallest(image: dict) -> float:
+        sides = sorted((image['width'], image['height']))
+        scale = min(224 / sides[0], 320 / sides[1])
+        return scale * min(min(a['bbox'][2:]) for a in objects[image['id']])
+
+    candidates = [
+        image
+        for image in content['images']
+        if objects[image['id']] and not any(a['iscrowd'] for a in objects[image['id']])
+    ]
+    images = sorted(candidates, key=smallest, reverse=True)[:number]
+    content['images'] = images
+    content['annotations'] = [a for image in images for a in objects[image['id']]]
+    (target / 'annotations').mkdir(parents=True, exist_ok=True)
+    for split in ('train2017', 'val2017'):
+        (target / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+        (target / split).mkdir(exist_ok=True)
+        for image in images:
+            shutil.copy(source / 'train2017' / image['file_name'], target / split)
+    print(
+        f'{len(images)} images, {len(content["annotations"])} objects, the smallest '
+        f'{smallest(images[-1]):.0f} pixels: {target}'
+    )
+
+
+def pick_ade(source: Path, target: Path, number: int) -> None:
+    names = sorted(p.stem for p in (source / 'annotations/training').glob('*.png'))[:number]
+    for split in ('training', 'validation'):
+        for folder, suffix in (('images', '.jpg'), ('annotations', '.png')):
+            (target / folder / split).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copy(
+                    source / folder / 'training' / f'{name}{suffix}', target / folder / split
+                )
+    print(f'{len(names)} images: {target}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('coco', type=Path)
+    parser.add_argument('ade', type=Path)
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--number', type=int, default=20, help='images of each')
+    args = parser.parse_args()
+    pick_coco(args.coco, args.out / 'coco', args.number)
+    pick_ade(args.ade, args.out / 'ade/ADEChallengeData2016', args.number)
+
+
+if __name__ == '__main__':
+    main()

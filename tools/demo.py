@@ -1,0 +1,249 @@
+"""Train and test the three heads on a small made dataset, and show what came out.
+
+    python tools/demo.py [--out work_dirs/demo] [--heads retinanet maskrcnn semfpn]
+    python tools/demo.py --heads semfpn --cfg-options train_cfg.max_iters=400
+    python tools/demo.py --cfg-options retinanet.train_cfg.max_epochs=8
+
+Every command that it runs is printed and can be typed as well. --cfg-options are passed on to
+tools/train.py and tools/test.py; one that begins with the name of a head concerns that head only.
+The exit code is 0 if every metric reached what HEADS requires, 1 if not.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.runner import find_latest_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Metric(NamedTuple):
+    name: str  # as the host reports it, which may put a prefix like coco/ before it
+    unit: float  # of the host's numbers
+    required: float  # from 0 to 1
+
+
+# The name of each configs/demo/HEAD.py in print, and what is measured on the validation images.
+HEADS = {
+    'retinanet': ('RetinaNet', [Metric('bbox_mAP_50', 1, 0.5)]),
+    'maskrcnn': ('Mask R-CNN', [Metric('segm_mAP_50', 1, 0.5), Metric('bbox_mAP_50', 1, 0.5)]),
+    'semfpn': ('Semantic FPN', [Metric('mIoU', 0.01, 0.5)]),
+}
+Curves = dict[str, list[tuple[int, float]]]  # (iteration, value) of the loss and of each metric
+
+
+class Result(NamedTuple):
+    head: str
+    curves: Curves  # while training
+    values: dict[str, float]  # of each metric, after it
+    train_seconds: float
+    test_seconds: float
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--heads', nargs='+', choices=HEADS, default=list(HEADS))
+    parser.add_argument('--train', type=int, default=400, help='training images')
+    parser.add_argument('--val', type=int, default=80, help='validation images')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='[HEAD.]KEY=VALUE')
+    return parser.parse_args()
+
+
+def shown(path: str | Path) -> str:
+    """The path as somebody would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith('..') else relative
+
+
+def run(tool: str, *arguments: str | Path | int, folder: Path) -> tuple[float, set[Path]]:
+    """Run a script of tools/; the seconds that it took, and what it added to the folder."""
+    command = [shown(sys.executable), shown(ROOT / 'tools' / tool), *map(str, arguments)]
+    print(f'\n$ {shlex.join(command)}', flush=True)
+    before, start = set(folder.rglob('*')), time.monotonic()
+    child = subprocess.Popen(command)
+    try:
+        child.wait()
+    except KeyboardInterrupt:
+        try:  # Ctrl-C reaches the child too, and it may have a checkpoint to finish
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it was sent to this process alone
+            child.send_signal(signal.SIGINT)
+            child.wait()
+        raise
+    seconds, added = time.monotonic() - start, set(folder.rglob('*')) - before
+    if child.returncode:
+        log = ''.join(f', its log is {path}' for path in added if path.suffix == '.log')
+        sys.exit(
+            f'demo: tools/{tool} ended with exit code {child.returncode}; its messages are above'
+            f'{log}. The command was: {shlex.join(command)}'
+        )
+    return seconds, added
+
+
+def pick(files: set[Path], pattern: str) -> Path:
+    """The only file that fits."""
+    [path] = (path for path in files if path.match(pattern))
+    return path
+
+
+def train_and_test(head: str, out: Path, options: list[str]) -> Result:
+    """Run both tools and read what these two runs wrote, whatever older ones left behind."""
+    config, folder = shown(ROOT / f'configs/demo/{head}.py'), out / head
+    others = {*HEADS} - {head}
+    options = [o.removeprefix(f'{head}.') for o in options if o.split('.')[0] not in others]
+    more = ['--work-dir', folder, *(['--cfg-options', *options] if options else [])]
+    metrics = HEADS[head][1]
+    train_seconds, added = run('train.py', config, *more, folder=folder)
+    curves = read_curves(pick(added, 'vis_data/scalars.json'), metrics)
+    more = [shown(find_latest_checkpoint(folder)), '--show-dir', folder / 'pictures', *more]
+    test_seconds, added = run('test.py', config, *more, folder=folder)
+    record = json.loads(pick(added, '[0-9]*/[0-9]*.json').read_text())
+    return Result(head, curves, read_values(record, metrics), train_seconds, test_seconds)
+
+
+def read_values(record: dict[str, float], metrics: list[Metric]) -> dict[str, float]:
+    """Values from 0 to 1; mmdet leaves out the metrics of a model that detected nothing."""
+    found = {key.split('/')[-1]: value for key, value in record.items()}
+    return {metric.name: metric.unit * found.get(metric.name, 0.0) for metric in metrics}
+
+
+def read_curves(scalars: Path, metrics: list[Metric]) -> Curves:
+    """The loss and the validations of a training, from what mmengine's LocalVisBackend wrote.
+
+    A validation is placed at the last logged iteration: its own step may count epochs.
+    """
+    curves, iteration = {name: [] for name in ('loss', *(metric.name for metric in metrics))}, 0
+    for line in scalars.read_text().splitlines():
+        record = json.loads(line)
+        if 'loss' in record:
+            iteration = record['step']
+            curves['loss'].append((iteration, record['loss']))
+        else:
+            for name, value in read_values(record, metrics).items():
+                curves[name].append((iteration, value))
+    return curves
+
+
+def draw_curves(results: list[Result], path: Path) -> None:
+    figure = Figure(figsize=(4 * len(results), 5.5), layout='constrained')
+    axes = figure.subplots(2, len(results), squeeze=False, sharex='col')
+    for (loss, validation), result in zip(axes.T, results, strict=True):
+        name, metrics = HEADS[result.head]
+        steps, losses = np.array(result.curves['loss']).reshape(-1, 2).T
+        smoothed = [losses[max(0, i - 3) : i + 4].mean() for i in range(len(losses))]
+        loss.plot(steps, losses, color='tab:blue', alpha=0.3)
+        loss.plot(steps, smoothed, color='tab:blue')
+        loss.set(title=name, ylabel='training loss', ylim=(0, 1.05 * losses.max(initial=0.1)))
+        for metric in metrics:
+            points = np.array(result.curves[metric.name]).reshape(-1, 2)
+            validation.plot(*points.T, marker='o', label=metric.name, clip_on=False)
+        validation.axhline(metrics[0].required, color='gray', linestyle='--', label='required')
+        validation.set(xlabel='iteration', ylabel='validation', xlim=(0, None), ylim=(0, 1))
+        validation.legend(loc='lower right')
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def choose_images(annotations: Path) -> list[int]:
+    """The first three images with three shapes or more, or any if there are too few of these."""
+    shapes = Counter(a['image_id'] for a in json.loads(annotations.read_text())['annotations'])
+    return sorted(sorted(shapes), key=lambda image: shapes[image] < 3)[:3]
+
+
+def draw_predictions(results: list[Result], images: list[int], out: Path, path: Path) -> None:
+    """A row per head of the hosts' pictures, each with the truth in its left half."""
+    figure = Figure(figsize=(5 * len(images), 2.6 * len(results)), layout='constrained')
+    axes = figure.subplots(len(results), len(images), squeeze=False)
+    for row, result in zip(axes, results, strict=True):
+        name, metrics = HEADS[result.head]
+        metric = metrics[0].name
+        row[0].set_ylabel(f'{name}\n{metric} {result.values[metric]:.2f}', fontsize=13)
+        for axis, image in zip(row, images, strict=True):
+            # 000000000012.jpg by mmdet, test_ADE_val_00000012.jpg_12.png by mmseg
+            picture = next((out / result.head / 'pictures').glob(f'*{image:08}.*'))
+            truth, prediction = np.split(cv2.imread(str(picture))[..., ::-1], 2, axis=1)
+            gap = np.full_like(truth[:, :4], 255)
+            axis.imshow(np.hstack([truth, gap, prediction]), interpolation='nearest')
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis in axes[0]:
+        for x, half in ((0.25, 'ground truth'), (0.75, 'prediction')):
+            axis.text(x, 1.03, half, transform=axis.transAxes, ha='center', fontsize=13)
+    figure.savefig(path, dpi=120)
+
+
+def summarise(results: list[Result]) -> list[dict]:
+    """A row for each metric of each head."""
+    return [
+        {
+            'head': HEADS[result.head][0],
+            'metric': metric.name,
+            'value': result.values[metric.name],
+            'required': metric.required,
+            'train_seconds': round(result.train_seconds, 1),
+            'test_seconds': round(result.test_seconds, 1),
+            'iterations': max((iteration for iteration, _ in result.curves['loss']), default=0),
+        }
+        for result in results
+        for metric in HEADS[result.head][1]
+    ]
+
+
+def print_table(rows: list[dict]) -> None:
+    print('\nhead          metric (val)    value  required  train s  test s  iterations')
+    for row in rows:
+        print(
+            '{head:13} {metric:13} {value:7.3f} {required:9.3f} {train_seconds:8.0f} '
+            '{test_seconds:7.0f} {iterations:11}'.format(**row)
+        )
+
+
+def main() -> None:
+    args = parse_args()
+    out = Path(shown(args.out))
+    counts = ['--train', args.train, '--val', args.val]
+    run('dataset/make_shapes.py', out / 'shapes', *counts, folder=out)
+    coco, ade = out / 'shapes/coco', out / 'shapes/ade/ADEChallengeData2016'
+    os.environ.update(COCO_ROOT=str(coco), ADE_ROOT=str(ade))
+    print('\n$', shlex.join(['export', f'COCO_ROOT={coco}', f'ADE_ROOT={ade}']))
+
+    results = [train_and_test(head, out, args.cfg_options) for head in args.heads]
+    rows = summarise(results)
+    images = choose_images(coco / 'annotations/instances_val2017.json')
+    draw_predictions(results, images, out, out / 'predictions.png')
+    draw_curves(results, out / 'curves.png')
+    (out / 'summary.json').write_text(json.dumps(rows, indent=2) + '\n')
+
+    print_table(rows)
+    print(f'\nLook at {out}/predictions.png and {out}/curves.png. The table is kept in')
+    print(f'{out}/summary.json, a picture of every validation image in {out}/HEAD/pictures/.')
+    sys.stdout.flush()
+    missed = [row for row in rows if not row['value'] >= row['required']]
+    if missed:
+        line = '{head} {metric} is {value:.3f}, required {required}'
+        sys.exit(f'demo: missed: {"; ".join(line.format(**row) for row in missed)}.')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        print('demo: interrupted; the same command begins anew.', file=sys.stderr)
+        sys.exit(130)
