@@ -27,7 +27,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from torch import nn
 
-# Beginnings of what is logged at every start and matters to nobody who watches. The log file has it.
+# Beginnings of what is logged at every start and is no news; the log file has it.
 _LOGGED = (
     '\n' + '-' * 60 + '\nSystem environment:',
     'Config:\n',

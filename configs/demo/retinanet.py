@@ -11,7 +11,7 @@ metainfo = dict(
         (0, 130, 200),
         (245, 130, 48),
         (145, 30, 180),
-    ],  # fmt: skip
+    ],
 )
 model = dict(
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
@@ -21,13 +21,14 @@ model = dict(
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].scale = (128, 128)
+train_pipeline[3].direction = ['horizontal', 'vertical']
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (128, 128)
-train_dataloader = dict(batch_size=8, dataset=dict(metainfo=metainfo, pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, dataset=dict(metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(lr=7e-4), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=10, end=10),

@@ -37,9 +37,9 @@ TEXTURES = ('stripes', 'checks', 'noise', 'gradient')
 SPLITS = (('train', 'training'), ('val', 'validation'))  # COCO's name, ADE20K's name
 
 # Lengths are in pixels of a 128 pixel image.
-DIAMETERS = (20, 60)
+DIAMETERS = (28, 64)
 MIN_VISIBLE_PIXELS = 40
-MIN_VISIBLE_SHARE = 0.3
+MIN_VISIBLE_SHARE = 0.5
 
 # Ranges of a texture's saturation, of its lighter tone, and of its darker tone as a share of that.
 VIVID = ((0.5, 1), (0.6, 1), (0.35, 0.75))  # shapes

@@ -1,0 +1,240 @@
+"""What the tools add to mmengine, in this process; test_tools.py runs the tools themselves."""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from torch import nn
+
+from pvt_mm import engine
+
+
+class Toy(BaseModel):
+    """Fits y = 2 x, with a normalisation that only works on a GPU when it is synchronised."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.norm = nn.SyncBatchNorm(1)
+
+    def forward(self, x, mode='tensor'):
+        return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
+
+
+def toy_runner(work_dir, hooks=(), **kwargs) -> engine.ToolRunner:
+    data = torch.linspace(-1, 1, 8)[:, None]
+    return engine.ToolRunner(
+        model=Toy(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=4,
+            collate_fn=dict(type='default_collate'),
+            dataset=[dict(x=x) for x in data],
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        custom_hooks=list(hooks),
+        experiment_name=work_dir.name,
+        **kwargs,
+    )
+
+
+def test_console_shows_progress_and_the_file_everything(tmp_path, capfd):
+    runner = toy_runner(tmp_path)
+    runner.train()
+    console = ''.join(capfd.readouterr())
+    logged = next(tmp_path.rglob('*.log')).read_text()
+    progress = r'Epoch\(train\) +\[2\]\[2/2\] .*eta: .*loss: .*memory: '
+    assert re.search(progress, console)
+    assert re.search(progress, logged)
+    for noise in ['System environment', 'Hooks will be executed', 'SyncBatchNorm (SyncBN)']:
+        assert noise not in console
+        assert noise in logged
+
+
+def test_memory_is_that_of_the_process(tmp_path):
+    runner = toy_runner(tmp_path)
+    runner.train()
+    logged = runner.message_hub.get_scalar('train/memory').current()
+    with open('/proc/self/status') as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))
+    assert logged == pytest.approx(peak / 1024, rel=0.05)
+
+
+def test_one_process_of_a_group_without_a_gpu(tmp_path, monkeypatch, free_port):
+    group = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')
+    for name, value in (group | dict(MASTER_PORT=str(free_port))).items():
+        monkeypatch.setenv(name, value)
+    runner = toy_runner(tmp_path, launcher='pytorch')
+    try:
+        assert dist.get_backend() == 'gloo'
+        runner.train()
+        assert not any(isinstance(m, nn.SyncBatchNorm) for m in runner.model.modules())
+        assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
+    finally:
+        dist.destroy_process_group()
+
+
+class Interrupter(engine.Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 2:  # the first of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize('saves', [True, False])
+def test_an_interrupt_names_the_checkpoint_to_go_on_from(tmp_path, capfd, saves):
+    runner = toy_runner(tmp_path, hooks=[Interrupter()])
+    if not saves:
+        runner._hooks = [h for h in runner._hooks if type(h).__name__ != 'CheckpointHook']
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    console = ''.join(capfd.readouterr())
+    assert 'Interrupted in iteration 3.' in console
+    assert (f'Go on from {tmp_path}/epoch_1.pth with --resume.' in console) == saves
+
+
+def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
+    written = []
+
+    def save(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        written.append('everything')
+
+    monkeypatch.setattr(engine.Runner, 'save_checkpoint', save)
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        engine.ToolRunner.save_checkpoint(object.__new__(engine.ToolRunner))
+    assert written == ['everything']
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_hosts_say_nothing_that_helps_nobody(monkeypatch, capsys):
+    class Utils:
+        @staticmethod
+        def register_all_modules(init_default_scope):
+            print('Could not import OneDL. Skipping OneDL datasets.')
+            print('something else')
+            warnings.warn('faster_coco_eval is not installed, so', stacklevel=1)
+            warnings.warn('Warning: The polygon is out of bounds, the', stacklevel=1)
+            warnings.warn('news', stacklevel=1)
+
+    monkeypatch.setattr(engine.importlib, 'import_module', lambda name: Utils)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        engine.import_host('mmdet')
+    assert capsys.readouterr().out == 'something else\n'
+    assert [str(w.message) for w in caught] == ['news']
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def coco(root: str, **kwargs) -> dict:
+    return dict(
+        type='CocoDataset',
+        data_root=root,
+        ann_file='annotations/instances_train2017.json',
+        data_prefix=dict(img='train2017/'),
+    ) | dict(kwargs)
+
+
+@pytest.fixture
+def coco_root(tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations/instances_train2017.json').write_text('{}')
+    (tmp_path / 'train2017').mkdir()
+    return tmp_path
+
+
+def test_data_that_is_there(coco_root):
+    inner = coco(f'{coco_root}/')
+    for dataset in [inner, dict(type='RepeatDataset', dataset=inner, times=2)]:
+        cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+        engine.check_data(cfg, ['train', 'val'])  # no val_dataloader: nothing to check
+    remote = coco('s3://bucket/coco', ann_file='s3://bucket/a.json', data_prefix={})
+    engine.check_data(Config(dict(test_dataloader=dict(dataset=remote))), ['test'])
+
+
+def test_missing_data(coco_root, monkeypatch):
+    monkeypatch.chdir(coco_root)
+    cfg = Config(dict(train_dataloader=dict(dataset=coco('data/coco/'))))
+    with pytest.raises(FileNotFoundError) as error:
+        engine.check_data(cfg, ['train'])
+    assert str(error.value) == (
+        'data/coco/annotations/instances_train2017.json does not exist; the data root is '
+        f'data/coco/ (from {coco_root}). Expected in it: '
+        'annotations/instances_{train,val}2017.json, {train,val}2017/. To use another root, set '
+        'COCO_ROOT, or pass --cfg-options train_dataloader.dataset.data_root=PATH.'
+    )
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'message'),
+    [
+        (lambda root: coco(root, data_prefix=dict(img='val2017/')), 'val2017/ does not exist'),
+        (
+            lambda root: dict(datasets=[coco(root), coco('elsewhere')]),
+            r'train_dataloader\.dataset\.datasets\.1\.data_root=PATH',
+        ),
+        (
+            lambda root: dict(
+                type='ADE20KDataset', data_root='ade', data_prefix=dict(img_path='images/training')
+            ),
+            r'ade/images/training does not exist.*training,validation.*ADE_ROOT',
+        ),
+        (
+            lambda root: dict(type='MyDataset', ann_file='mine.json'),
+            r'mine.json does not exist; the data root is \. .* To use another root, pass',
+        ),
+    ],
+)
+def test_data_that_is_missing_elsewhere(coco_root, dataset, message):
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset(str(coco_root)))))
+    with pytest.raises(FileNotFoundError, match=message):
+        engine.check_data(cfg, ['train'])
+
+
+def load(*argv: str) -> Config:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    engine.add_arguments(parser)
+    return engine.load_config(parser.parse_args(argv), ['train'])
+
+
+def test_load_config(coco_root, tmp_path, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    path = folder / 'toy.py'
+    loader = dict(dataset=coco(str(coco_root)))
+    path.write_text(f"default_scope = 'mmdet'\nlr = 1.0\ntrain_dataloader = {loader}\n")
+    cfg = load(str(path))
+    assert (cfg.work_dir, cfg.launcher, cfg.lr) == ('work_dirs/mine/toy', 'none', 1.0)
+    cfg = load(
+        str(path), '--work-dir', 'w', '--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm'
+    )
+    assert (cfg.work_dir, cfg.launcher, cfg.lr, cfg.a.b) == ('w', 'slurm', 2.0, 'x')
+    with pytest.raises(SystemExit, match=r'none\.py does not exist .* expected a config file'):
+        load('none.py')
+    (coco_root / 'train2017').rmdir()
+    with pytest.raises(SystemExit, match='train2017/ does not exist'):
+        load(str(path))
+
+
+def test_console_filter_only_looks_at_the_beginning():
+    def record(message: str) -> logging.LogRecord:
+        return logging.LogRecord('mmengine', logging.INFO, '', 0, message, (), None)
+
+    keep = engine.ConsoleFilter().filter
+    assert not keep(record('Config:\nmodel = dict()'))
+    assert keep(record('My Config:\nmodel = dict()'))

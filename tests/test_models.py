@@ -1,0 +1,97 @@
+"""Whole detectors and segmentors: a loss step and a prediction for each head and kind of PVT."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+
+ROOT = Path(__file__).parents[1]
+ARCHS = ['pvt_t', 'pvt_v2_b0', 'pvt_v2_b2_li']
+
+
+def build(config: str) -> torch.nn.Module:
+    cfg = Config.fromfile(ROOT / 'configs' / config)
+    init_default_scope(cfg.default_scope)
+    from mmdet.registry import MODELS as DETECTORS
+    from mmseg.registry import MODELS as SEGMENTORS
+
+    cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.drop_path_rate = 0.0
+    if 'roi_head' in cfg.model:
+        cfg.model.train_cfg.rcnn.sampler.num = 32  # 512 take most of the time
+        cfg.model.test_cfg.rpn.max_per_img = 100
+    models = SEGMENTORS if cfg.default_scope == 'mmseg' else DETECTORS
+    model = revert_sync_batchnorm(models.build(cfg.model))
+    model.init_weights()
+    return model
+
+
+def check_loss_step(model: torch.nn.Module, data: dict) -> None:
+    """A step of SGD gives every parameter a gradient and makes the loss smaller."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        prepared = model.data_preprocessor(data, True)
+        loss, _ = model.parse_losses(model(**prepared, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None]
+        assert not without
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0] < float('inf')
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('family', ['retinanet', 'maskrcnn'])
+def test_detectors(family, arch):
+    from mmdet.testing import demo_mm_inputs
+
+    model = build(f'{family}/{arch}_fpn_1x.py')
+    shapes = [[3, 96, 128], [3, 128, 100]]
+    data = demo_mm_inputs(2, shapes, num_classes=80, with_mask=True, use_box_type=False)
+    check_loss_step(model, data)
+    model.eval()
+    model_test_cfg = model.test_cfg if family == 'retinanet' else model.test_cfg.rcnn
+    model_test_cfg.score_thr = 0.0  # untrained scores are near 0.01
+    with torch.no_grad():
+        samples = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
+    instances = samples[0].pred_instances
+    assert 0 < len(instances) <= 100
+    assert instances.bboxes.isfinite().all()
+    assert ((instances.labels >= 0) & (instances.labels < 80)).all()
+    if family == 'maskrcnn':
+        assert instances.masks.shape == (len(instances), *samples[0].ori_shape)
+        assert instances.masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_segmentors(arch):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    model = build(f'semfpn/{arch}_fpn_40k.py')
+
+    def batch(*sizes: tuple[int, int]) -> dict:
+        samples = []
+        for h, w in sizes:
+            meta = dict(img_shape=(h, w), ori_shape=(h + 5, w - 3), pad_shape=(h, w))
+            sample = SegDataSample(metainfo=meta)
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, h, w)))
+            samples.append(sample)
+        inputs = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in sizes]
+        return dict(inputs=inputs, data_samples=samples)
+
+    model.data_preprocessor.size = (128, 128)
+    check_loss_step(model, batch((128, 128), (128, 96)))
+    model.eval()
+    with torch.no_grad():
+        sample = model.test_step(batch((96, 160)))[0]
+    assert sample.pred_sem_seg.data.shape == (1, 101, 157)  # the size of the original image
+    assert sample.seg_logits.data.isfinite().all()
+    assert torch.equal(sample.seg_logits.data.argmax(0), sample.pred_sem_seg.data[0])

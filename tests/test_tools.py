@@ -1,0 +1,345 @@
+"""The tools as a user runs them: subprocesses, on generated data, with the demo's configs."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pvt_mm import PVT
+
+from .conftest import classifier_file
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / 'tools'
+pytestmark = pytest.mark.slow
+
+# Sixteen images of 64 pixels, two iterations per epoch.
+SHORT = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+SHORT += ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
+SHORT += ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+DETECTOR = [*SHORT, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+DETECTOR += ['train_dataloader.batch_size=8', 'optim_wrapper.optimizer.lr=7e-4']
+DETECTOR += ['default_hooks.logger.interval=1']
+SEGMENTOR = [*SHORT, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+SEGMENTOR += ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2']
+SEGMENTOR += ['model.data_preprocessor.size=(64,64)']
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """The environment of a child that reads the generated data set."""
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    options = ['--train', '16', '--val', '4', '--size', '64']
+    subprocess.run([sys.executable, TOOLS / 'dataset/make_shapes.py', root, *options], check=True)
+    ade = root / 'ade/ADEChallengeData2016'
+    return os.environ | dict(COCO_ROOT=f'{root}/coco', ADE_ROOT=str(ade), PYTHON=sys.executable)
+
+
+def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT) -> str:
+    """Standard output and error of a command, which must end with this exit code."""
+    command = [str(word) for word in command]
+    if command[0].endswith('.py'):
+        command.insert(0, sys.executable)
+    done = subprocess.run(
+        command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == code, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='session')
+def detector(shapes, tmp_path_factory):
+    """A work dir with a detector of one epoch, and what was printed on the way."""
+    folder = tmp_path_factory.mktemp('detector')
+    config = 'configs/demo/retinanet.py'
+    printed = run(
+        TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *DETECTOR, env=shapes
+    )
+    return folder, printed
+
+
+@pytest.fixture(scope='session')
+def segmentor(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('segmentor')
+    config = 'configs/demo/semfpn.py'
+    printed = run(
+        TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *SEGMENTOR, env=shapes
+    )
+    return folder, printed
+
+
+def test_training_a_detector(detector):
+    folder, printed = detector
+    assert (folder / 'epoch_1.pth').exists()
+    assert re.search(r'Epoch\(train\) +\[1\]\[2/2\] .*eta: .*loss: \d.*memory: \d{3}', printed)
+    assert 'Epoch(val) [1][4/4]' in printed
+    for noise in ['OneDL', 'faster_coco_eval', 'Hooks will be executed', 'System environment']:
+        assert noise not in printed
+    assert len(printed.splitlines()) < 60
+
+
+def test_training_a_segmentor(segmentor):
+    folder, printed = segmentor
+    assert (folder / 'iter_2.pth').exists()
+    assert re.search(r'Iter\(train\) \[2/2\] .*eta: .*decode.loss_ce: \d.*memory: \d{3}', printed)
+    assert re.search(r'mIoU: \d', printed)
+    assert 'OneDL' not in printed
+
+
+def test_testing_a_detector(detector, shapes, tmp_path):
+    folder, _ = detector
+    out, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
+    arguments = ['--out', out, '--show-dir', pictures, '--work-dir', tmp_path]
+    printed = run(
+        *(TOOLS / 'test.py', 'configs/demo/retinanet.py', folder / 'epoch_1.pth', *arguments),
+        *('--cfg-options', *SHORT, 'model.test_cfg.score_thr=0.001'),
+        env=shapes,
+    )
+    assert 'coco/bbox_mAP' in printed
+    predictions = pickle.loads(out.read_bytes())
+    assert len(predictions) == 4
+    assert all(0 < p['pred_instances']['scores'].max() < 1 for p in predictions)
+    images = sorted(pictures.glob('*.jpg'))
+    assert [p.name for p in images] == [f'{i:012d}.jpg' for i in range(1, 5)]
+    truth_and_prediction = cv2.imread(str(images[0]))
+    assert truth_and_prediction.shape[1] == 2 * truth_and_prediction.shape[0]
+    assert truth_and_prediction.std() > 10
+
+
+def test_testing_a_segmentor(segmentor, shapes, tmp_path):
+    folder, _ = segmentor
+    out, pictures = tmp_path / 'maps', tmp_path / 'pictures'
+    arguments = ['--out', out, '--show-dir', pictures, '--work-dir', tmp_path]
+    printed = run(
+        *(TOOLS / 'test.py', 'configs/demo/semfpn.py', folder / 'iter_2.pth', *arguments),
+        *('--cfg-options', *SHORT),
+        env=shapes,
+    )
+    assert re.search(r'mIoU: \d', printed)
+    maps = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(out.glob('*.png'))]
+    assert len(maps) == 4
+    for labels in maps:  # written as ADE20K has them, from 1
+        assert labels.shape == (64, 64)
+        assert np.isin(labels, range(1, 8)).all()
+    assert len(list(pictures.glob('*ADE_val*'))) == 4
+
+
+def test_resuming_and_scaling_the_learning_rate(detector, shapes, tmp_path):
+    folder, printed = detector
+    options = [*DETECTOR, 'train_cfg.max_epochs=2']
+    checkpoint = ['--resume', folder / 'epoch_1.pth', '--work-dir', tmp_path]
+    again = run(
+        *(TOOLS / 'train.py', 'configs/demo/retinanet.py', *checkpoint, '--auto-scale-lr'),
+        *('--cfg-options', *options),
+        env=shapes,
+    )
+    assert 'resumed epoch: 1, iter: 2' in again
+    assert 'Epoch(train)  [1]' not in again
+    assert 'Epoch(train)  [2][2/2]' in again
+    assert 'LR is set based on batch size of 16 and the current batch size is 8' in again
+
+    def rate(text: str, epoch: int) -> float:
+        return float(re.search(rf'\[{epoch}\]\[1/2\] +lr: (\S+)', text)[1])
+
+    # Resuming restores the schedule of the checkpoint: warm-up goes on after two iterations.
+    warm_up = [7e-4 * (0.001 + 0.999 * i / 99) for i in range(4)]
+    assert rate(printed, 1) == pytest.approx(warm_up[0], rel=0.01)
+    assert rate(again, 2) == pytest.approx(warm_up[2], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ('host', 'config', 'options'),
+    [('mmdet', 'maskrcnn', DETECTOR), ('mmseg', 'semfpn', SEGMENTOR)],
+)
+def test_the_stock_tools_of_the_hosts_run_our_configs(host, config, options, shapes, tmp_path):
+    stock = Path(find_spec(host).origin).parent / '.mim/tools/train.py'
+    arguments = [f'configs/demo/{config}.py', '--work-dir', tmp_path, '--cfg-options', *options]
+    run(stock, *arguments, env=shapes)
+    checkpoint = next(p for p in tmp_path.glob('*_[12].pth'))
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert 'backbone.block4.1.attn.kv.weight' in state
+
+
+def test_two_processes_train_from_any_directory(shapes, tmp_path):
+    printed = run(
+        *(TOOLS / 'dist_train.sh', ROOT / 'configs/demo/semfpn.py', 2, '--work-dir', 'here'),
+        *('--cfg-options', *SEGMENTOR, 'train_dataloader.batch_size=4'),
+        env=shapes,
+        cwd=tmp_path,
+    )
+    assert re.search(r'Iter\(train\) \[2/2\]', printed)
+    assert (tmp_path / 'here/iter_2.pth').exists()
+
+
+def test_two_processes_test_as_one_does(detector, shapes, tmp_path):
+    folder, _ = detector
+    arguments = ['configs/demo/retinanet.py', folder / 'epoch_1.pth', 2, '--work-dir', tmp_path]
+    options = [*SHORT, 'model.test_cfg.score_thr=0.001']
+    run(
+        *(TOOLS / 'dist_test.sh', *arguments, '--out', tmp_path / 'two.pkl'),
+        *('--cfg-options', *options),
+        env=shapes,
+    )
+    run(
+        *(TOOLS / 'test.py', *arguments[:2], '--work-dir', tmp_path, '--out', tmp_path / 'one.pkl'),
+        *('--cfg-options', *options),
+        env=shapes,
+    )
+    one, two = (pickle.loads((tmp_path / f'{n}.pkl').read_bytes()) for n in ('one', 'two'))
+    assert [p['img_id'] for p in one] == [p['img_id'] for p in two]
+    for a, b in zip(one, two, strict=True):
+        scores = a['pred_instances']['scores'], b['pred_instances']['scores']
+        assert torch.allclose(*scores, atol=1e-5)
+
+
+def test_ctrl_c_leaves_what_can_be_resumed(shapes, tmp_path):
+    options = [*DETECTOR, 'train_cfg.max_epochs=1000', 'train_cfg.val_interval=1000']
+    command = [sys.executable, TOOLS / 'train.py', 'configs/demo/retinanet.py']
+    command += ['--work-dir', tmp_path, '--cfg-options', *options]
+    with subprocess.Popen(
+        [str(word) for word in command],
+        **dict(env=shapes, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    ) as child:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / 'last_checkpoint').exists():
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        printed = child.communicate(timeout=60)[0]
+    assert child.returncode == 130, printed[-3000:]
+    assert 'Traceback' not in printed
+    latest = re.search(r'Go on from (\S+) with --resume', printed)[1]
+    for path in tmp_path.glob('epoch_*.pth'):
+        state = torch.load(path, weights_only=False)
+        assert state['optimizer']
+    epoch = int(re.search(r'epoch_(\d+)', latest)[1])
+    again = run(
+        *command[1:3],
+        *('--work-dir', tmp_path, '--resume', '--cfg-options', *options),
+        f'train_cfg.max_epochs={epoch + 1}',
+        env=shapes,
+    )
+    assert f'resumed epoch: {epoch}, ' in again
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('retinanet/pvt_s_fpn_1x.py', 'annotations/instances_train2017.json does not exist'),
+        ('semfpn/pvt_s_fpn_40k.py', 'images/training does not exist'),
+    ],
+)
+def test_no_data(config, message, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ('COCO_ROOT', 'ADE_ROOT')}
+    printed = run(TOOLS / 'train.py', ROOT / 'configs' / config, env=env, cwd=tmp_path, code=1)
+    lines = printed.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('model.backbone.arch=tinny', "PVT has no arch 'tinny'; did you mean 'tiny'?"),
+        ('model.backbone.depth=50', "unexpected keyword argument 'depth'"),
+        ('load_from=WEIGHTS', "has nothing under 'backbone.'"),
+    ],
+)
+def test_mistakes_in_a_config(change, message, shapes, tmp_path):
+    torch.save(classifier_file(PVT('tiny')), tmp_path / 'weights.pth')
+    change = change.replace('WEIGHTS', str(tmp_path / 'weights.pth'))
+    config = 'configs/demo/retinanet.py'
+    printed = run(
+        *(TOOLS / 'train.py', config, '--work-dir', tmp_path, '--cfg-options', *DETECTOR, change),
+        env=shapes,
+        code=1,
+    )
+    assert message in printed.strip().splitlines()[-1]
+
+
+def test_mistakes_of_testing(shapes, tmp_path):
+    config = 'configs/demo/retinanet.py'
+    printed = run(TOOLS / 'test.py', config, 'none.pth', env=shapes, code=1)
+    assert printed == 'none.pth does not exist, expected the checkpoint to test.\n'
+    torch.save({}, tmp_path / 'any.pth')
+    arguments = [config, tmp_path / 'any.pth', '--out', 'predictions.json']
+    printed = run(TOOLS / 'test.py', *arguments, env=shapes, code=1)
+    assert 'name it *.pkl' in printed
+
+
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        (['dist_train.sh'], 'tools/dist_train.sh CONFIG GPUS'),
+        (['dist_train.sh', 'a.py', 'eight'], "the number of processes is 'eight'"),
+        (['dist_test.sh', 'a.py', 'b.pth'], 'tools/dist_test.sh CONFIG CHECKPOINT GPUS'),
+        (['slurm_train.sh', 'part', 'job'], 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+        (['slurm_test.sh', 'part', 'job', 'a.py'], 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ],
+)
+def test_mistakes_of_launching(command, message):
+    printed = run(TOOLS / command[0], *command[1:], env=dict(os.environ), code=2)
+    assert message in printed
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A program that prints its arguments as JSON, to stand for srun and for Python."""
+    path = tmp_path / 'srun'
+    path.write_text(f'#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_slurm(recorder):
+    path = f'{recorder.parent}:{os.environ["PATH"]}'
+    env = os.environ | dict(PATH=path, GPUS='16', SRUN_ARGS='--time 1 --quiet', PYTHON='py')
+    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'a b.py', '--amp', env=env)
+    words = json.loads(printed)
+    assert words[:4] == ['--partition', 'part', '--job-name', 'job']
+    assert words[words.index('--ntasks') + 1] == '16'
+    assert words[words.index('--ntasks-per-node') + 1] == '8'
+    assert words[words.index('--gres') + 1] == 'gpu:8'
+    end = ['--time', '1', '--quiet', 'py', '-u', str(TOOLS / 'train.py'), 'a b.py', '--amp']
+    assert words[-10:] == [*end, '--launcher', 'slurm']
+
+
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [
+        ({}, '--standalone'),
+        (
+            dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1'),
+            '--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --master-port 29500',
+        ),
+        (
+            dict(PORT='1234'),
+            '--nnodes 1 --node-rank 0 --master-addr 127.0.0.1 --master-port 1234',
+        ),
+    ],
+    ids=str,
+)
+def test_several_machines(recorder, variables, expected):
+    env = os.environ | dict(PYTHON=str(recorder)) | variables
+    printed = run(TOOLS / 'dist_test.sh', 'a b.py', 'c.pth', 8, '--out', 'd.pkl', env=env)
+    files = [str(TOOLS / 'test.py'), 'a b.py', 'c.pth']
+    assert json.loads(printed) == [
+        *('-m', 'torch.distributed.run', *expected.split(), '--nproc-per-node', '8'),
+        *(*files, '--launcher', 'pytorch', '--out', 'd.pkl'),
+    ]
