@@ -12,6 +12,7 @@ from pvt_mm import PVT, PVTv2
 
 from .conftest import ALL_ARCHS, arch_id, randomise
 from .golden import fill
+from .peers import builtin
 
 GOLDEN = np.load(Path(__file__).parent / 'golden/golden.npz')
 GOLDEN_ARCHS = [
@@ -71,29 +72,6 @@ def test_gradients_of_the_official_code(cls, arch, name):
     )
     found = {k: p.grad.norm().item() for k, p in model.named_parameters()}
     assert found == pytest.approx(expected, rel=1e-8)
-
-
-def builtin(model: nn.Module) -> nn.Module:
-    """MMDetection's backbone with the weights of ours, and the authors' eps where it errs."""
-    from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2
-    from mmdet.models.backbones.pvt import pvt_convert
-
-    arch = model.arch
-    peer = PyramidVisionTransformer if isinstance(model, PVT) else PyramidVisionTransformerV2
-    peer = peer(
-        embed_dims=arch['embed_dims'][0] // arch['num_heads'][0],
-        num_layers=arch['depths'],
-        num_heads=arch['num_heads'],
-        mlp_ratios=arch['mlp_ratios'],
-        sr_ratios=arch['sr_ratios'],
-        drop_path_rate=0.0,
-    )
-    for name, module in peer.named_modules():
-        if name.endswith(('.0.norm', '.attn.norm')):
-            module.eps = 1e-5
-    peer.to(next(model.parameters()).dtype)
-    peer.load_state_dict(pvt_convert(model.state_dict()), strict=True)
-    return peer
 
 
 @pytest.mark.parametrize(('cls', 'arch'), [a for a in ALL_ARCHS if a[1] != 'b2_li'], ids=arch_id)
