@@ -11,7 +11,6 @@ they published load without conversion; what a dense backbone has no use for is 
 as an image they are a channels-last (B, C, H, W) view of the same memory.
 """
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .archs import PVT_ARCHS, PVTV2_ARCHS, resolve_arch
 from .weights import adapt_state_dict, resize_pos_embed
 
 # Of the authors' two LayerNorm eps this is the one of the block and stage norms. Those of the
@@ -190,6 +190,7 @@ class _Pyramid(BaseModule):
     def __init__(
         self,
         arch: dict,
+        *,
         in_channels: int,
         out_indices: int | Sequence[int] | None,
         frozen_stages: int,
@@ -219,7 +220,7 @@ class _Pyramid(BaseModule):
         strides = [4 * 2**i for i in range(self.num_stages)]
         self.out_channels = tuple(arch['embed_dims'][i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
-        reductions = [1] * self.num_stages if arch.get('linear') else arch['sr_ratios']
+        reductions = [1] * self.num_stages if arch['linear'] else arch['sr_ratios']
         self.min_size = max(s * r for s, r in zip(strides, reductions, strict=False))
 
         total = sum(arch['depths'])
@@ -230,57 +231,6 @@ class _Pyramid(BaseModule):
             blocks = nn.ModuleList(self._make_block(stage, next(ramp)) for _ in range(depth))
             self.add_module(f'block{stage}', blocks)
         self._register_load_state_dict_pre_hook(adapt_state_dict, with_module=True)
-
-    @classmethod
-    def _resolve_arch(cls, arch: str | Mapping, **explicit) -> dict:
-        """The numbers of ``arch``, with those given explicitly (not None) in their place."""
-        name = cls.__name__
-        fields = list(explicit)
-        if isinstance(arch, str):
-            if arch not in cls.ARCHS:
-                raise ValueError(
-                    f'{name} has no arch {arch!r}{_nearest(arch, cls.ARCHS)} Expected one of '
-                    f'{", ".join(cls.ARCHS)}, or a dict of {", ".join(fields)}.'
-                )
-            arch = cls.ARCHS[arch]
-        elif not isinstance(arch, Mapping):
-            raise ValueError(
-                f'{name}: arch is a {type(arch).__name__}, expected one of '
-                f'{", ".join(cls.ARCHS)}, or a dict of {", ".join(fields)}.'
-            )
-        for key in arch:
-            if key not in fields:
-                raise ValueError(
-                    f'{name}: the arch dict has an unknown key {key!r}{_nearest(key, fields)} '
-                    f'Expected {", ".join(fields)}.'
-                )
-        numbers = dict(arch) | {k: v for k, v in explicit.items() if v is not None}
-        linear = numbers.pop('linear', False)
-        per_stage = [f for f in fields if f != 'linear']
-        missing = [f for f in per_stage if f not in numbers]
-        if missing:
-            raise ValueError(f'{name}: the arch dict lacks {", ".join(missing)}.')
-        for key in per_stage:
-            if isinstance(numbers[key], (int, float, str)):
-                raise ValueError(
-                    f'{name}: {key}={numbers[key]!r}, expected one number per stage, as in '
-                    f'{key}={next(iter(cls.ARCHS.values()))[key]}.'
-                )
-        numbers = {key: tuple(numbers[key]) for key in per_stage}
-        if len({len(v) for v in numbers.values()}) != 1 or not numbers['depths']:
-            lengths = ', '.join(f'{k} has {len(v)}' for k, v in numbers.items())
-            raise ValueError(
-                f'{name}: every tuple of an arch needs one entry per stage: {lengths}.'
-            )
-        for stage, (dim, heads) in enumerate(
-            zip(numbers['embed_dims'], numbers['num_heads'], strict=True), 1
-        ):
-            if dim % heads:
-                raise ValueError(
-                    f'{name}: embed_dims {dim} of stage {stage} does not divide into its '
-                    f'num_heads, {heads}.'
-                )
-        return numbers | {'linear': linear} if 'linear' in fields else numbers
 
     def _resolve_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
         total = len(self.arch['depths'])
@@ -399,19 +349,6 @@ class _Pyramid(BaseModule):
         return head[-1:].isdigit() and int(head[-1]) <= self.frozen_stages
 
 
-def _nearest(word: str, known: Sequence[str] | Mapping) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f'; did you mean {close[0]!r}?' if close else '.'
-
-
-_WIDE = dict(
-    embed_dims=(64, 128, 320, 512),
-    num_heads=(1, 2, 5, 8),
-    mlp_ratios=(8, 8, 4, 4),
-    sr_ratios=(8, 4, 2, 1),
-)
-
-
 @MODELS.register_module()
 class PVT(_Pyramid):
     """PVT v1 (arXiv 2102.12122): non-overlapping patches, learned position embeddings, SRA.
@@ -443,12 +380,7 @@ class PVT(_Pyramid):
         ValueError: an unknown ``arch``, numbers that do not fit together, stages that do not exist.
     """
 
-    ARCHS: ClassVar = {
-        'tiny': dict(_WIDE, depths=(2, 2, 2, 2)),
-        'small': dict(_WIDE, depths=(3, 4, 6, 3)),
-        'medium': dict(_WIDE, depths=(3, 4, 18, 3)),
-        'large': dict(_WIDE, depths=(3, 8, 27, 3)),
-    }
+    ARCHS: ClassVar = PVT_ARCHS
 
     def __init__(
         self,
@@ -470,7 +402,9 @@ class PVT(_Pyramid):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
-            self._resolve_arch(
+            resolve_arch(
+                'PVT',
+                self.ARCHS,
                 arch,
                 embed_dims=embed_dims,
                 depths=depths,
@@ -478,14 +412,14 @@ class PVT(_Pyramid):
                 mlp_ratios=mlp_ratios,
                 sr_ratios=sr_ratios,
             ),
-            in_channels,
-            out_indices,
-            frozen_stages,
-            with_cp,
-            drop_rate,
-            attn_drop_rate,
-            drop_path_rate,
-            init_cfg,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            init_cfg=init_cfg,
         )
         is_side = isinstance(pretrain_img_size, int)
         sides = (pretrain_img_size,) * 2 if is_side else tuple(pretrain_img_size)
@@ -543,15 +477,7 @@ class PVTv2(_Pyramid):
         ValueError: an unknown ``arch``, numbers that do not fit together, stages that do not exist.
     """
 
-    ARCHS: ClassVar = {
-        'b0': dict(_WIDE, embed_dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
-        'b1': dict(_WIDE, depths=(2, 2, 2, 2)),
-        'b2': dict(_WIDE, depths=(3, 4, 6, 3)),
-        'b2_li': dict(_WIDE, depths=(3, 4, 6, 3), linear=True),
-        'b3': dict(_WIDE, depths=(3, 4, 18, 3)),
-        'b4': dict(_WIDE, depths=(3, 8, 27, 3)),
-        'b5': dict(_WIDE, depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
-    }
+    ARCHS: ClassVar = PVTV2_ARCHS
 
     def __init__(
         self,
@@ -573,7 +499,9 @@ class PVTv2(_Pyramid):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
-            self._resolve_arch(
+            resolve_arch(
+                'PVTv2',
+                self.ARCHS,
                 arch,
                 embed_dims=embed_dims,
                 depths=depths,
@@ -582,14 +510,14 @@ class PVTv2(_Pyramid):
                 sr_ratios=sr_ratios,
                 linear=linear,
             ),
-            in_channels,
-            out_indices,
-            frozen_stages,
-            with_cp,
-            drop_rate,
-            attn_drop_rate,
-            drop_path_rate,
-            init_cfg,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            init_cfg=init_cfg,
         )
         for stage in range(1, self.num_stages + 1):
             norm = nn.LayerNorm(self.arch['embed_dims'][stage - 1], eps=BLOCK_EPS)

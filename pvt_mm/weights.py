@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .archs import PVT_ARCHS, PVTV2_ARCHS
+
 # What the authors' ImageNet classifiers hold besides the backbone. (v2's norm1..norm4 belong to
 # the backbone; v1's `norm` is the classifier's.)
 _CLASSIFIER = re.compile(r'(cls_token$|norm\.|head\.)')
@@ -103,8 +105,6 @@ def describe(shapes: Mapping[str, tuple[int, ...] | None]) -> str | None:
         ``"PVTv2 arch 'b2'"``, or the numbers where they are of no published arch, or None where
         the tensors are not those of a PVT backbone in the authors' names.
     """
-    from .pvt import PVT, PVTv2
-
     depths, dims, ratios = [], [], []
     while shapes.get(f'patch_embed{len(dims) + 1}.proj.bias'):
         stage = len(dims) + 1
@@ -115,16 +115,17 @@ def describe(shapes: Mapping[str, tuple[int, ...] | None]) -> str | None:
         ratios.append(hidden[0] / dims[-1])
     if not dims:
         return None
-    kind = PVTv2 if 'block1.0.mlp.dwconv.dwconv.weight' in shapes else PVT
+    is_v2 = 'block1.0.mlp.dwconv.dwconv.weight' in shapes
+    kind, archs = ('PVTv2', PVTV2_ARCHS) if is_v2 else ('PVT', PVT_ARCHS)
     reduction = shapes.get('block1.0.attn.sr.weight')
-    linear = kind is PVTv2 and reduction is not None and reduction[-1] == 1
+    linear = is_v2 and reduction is not None and reduction[-1] == 1
     numbers = dict(embed_dims=tuple(dims), depths=tuple(depths), mlp_ratios=tuple(ratios))
-    for name, arch in kind.ARCHS.items():
+    for name, arch in archs.items():
         same = all(arch[key][: len(dims)] == value for key, value in numbers.items())
         if same and linear == arch.get('linear', False):
-            return f'{kind.__name__} arch {name!r}'
+            return f'{kind} arch {name!r}'
     listed = ', '.join(f'{key}={value}' for key, value in numbers.items())
-    return f'a {kind.__name__} with {listed}' + (', linear=True' if linear else '')
+    return f'a {kind} with {listed}' + (', linear=True' if linear else '')
 
 
 def _mismatch(

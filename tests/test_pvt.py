@@ -397,7 +397,11 @@ MISTAKES = [
     (PVT, dict(arch=dict(depths=(1, 1))), 'lacks embed_dims, num_heads, mlp_ratios, sr_ratios'),
     (PVT, dict(depths=(1, 2, 3)), 'embed_dims has 4, depths has 3'),
     (PVTv2, dict(depths=3), 'depths=3, expected one number per stage'),
-    (PVTv2, dict(num_heads=(1, 2, 3, 8)), 'embed_dims 320 of stage 3 .* num_heads, 3'),
+    (
+        PVTv2,
+        dict(num_heads=(1, 2, 3, 8)),
+        'embed_dims of stage 3 is 320, expected a multiple of its num_heads, 3',
+    ),
     (PVT, dict(out_indices=(4,)), r'out_indices=\(4,\), expected .* -4\.\.3'),
     (PVT, dict(out_indices=-5), 'out_indices=-5'),
     (PVT, dict(out_indices=()), r'out_indices=\(\)'),

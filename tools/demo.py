@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--heads', nargs='+', choices=HEADS, default=list(HEADS))
-    parser.add_argument('--train', type=int, default=400, help='training images')
+    parser.add_argument('--train', type=int, default=800, help='training images')
     parser.add_argument('--val', type=int, default=80, help='validation images')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='[HEAD.]KEY=VALUE')
     return parser.parse_args()

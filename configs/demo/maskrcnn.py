@@ -24,7 +24,7 @@ model = dict(
         mask_head=dict(in_channels=128, conv_out_channels=128, num_classes=6),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=200, max_per_img=200), rcnn=dict(sampler=dict(num=64))
+        rpn_proposal=dict(nms_pre=200, max_per_img=200), rcnn=dict(sampler=dict(num=32))
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=200)),
 )
@@ -41,9 +41,9 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=10, end=10),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=6, end=6),
 ]
-train_cfg = dict(max_epochs=10, val_interval=2)
+train_cfg = dict(max_epochs=6, val_interval=1)
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(max_keep_ckpts=1),

@@ -1,6 +1,6 @@
 """Draw a small dataset of textured shapes, in COCO's and in ADE20K's layout at once.
 
-    python tools/dataset/make_shapes.py data/shapes [--train 400] [--val 80] [--size 128] [--seed 0]
+    python tools/dataset/make_shapes.py data/shapes [--train 800] [--val 80] [--size 128] [--seed 0]
 
 It is meant for training from scratch in minutes, on a CPU. Every image holds 2 to 5 shapes, the
 later over the earlier, in colours and textures which say nothing about the class. Boxes, masks and
@@ -37,9 +37,9 @@ TEXTURES = ('stripes', 'checks', 'noise', 'gradient')
 SPLITS = (('train', 'training'), ('val', 'validation'))  # COCO's name, ADE20K's name
 
 # Lengths are in pixels of a 128 pixel image.
-DIAMETERS = (28, 64)
+DIAMETERS = (32, 64)
 MIN_VISIBLE_PIXELS = 40
-MIN_VISIBLE_SHARE = 0.5
+MIN_VISIBLE_SHARE = 0.6
 
 # Ranges of a texture's saturation, of its lighter tone, and of its darker tone as a share of that.
 VIVID = ((0.5, 1), (0.6, 1), (0.35, 0.75))  # shapes
@@ -216,7 +216,7 @@ def make_shapes(out: Path, train: int, val: int, size: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to write')
-    parser.add_argument('--train', type=int, default=400, help='training images')
+    parser.add_argument('--train', type=int, default=800, help='training images')
     parser.add_argument('--val', type=int, default=80, help='validation images')
     parser.add_argument('--size', type=int, default=128, help='side of an image in pixels')
     parser.add_argument('--seed', type=int, default=0)

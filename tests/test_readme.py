@@ -1,0 +1,63 @@
+"""The README's examples work as printed, and its table says what the metafiles say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+
+@pytest.mark.parametrize('example', [e for e in EXAMPLES if '_base_' in e], ids=[0, 1])
+def test_configs(example, tmp_path):
+    from mmdet.registry import MODELS
+
+    path = tmp_path / 'mine.py'
+    path.write_text(example.replace("'configs/", f"'{ROOT}/configs/"))
+    cfg = Config.fromfile(path)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    assert type(model.backbone).__module__ == 'pvt_mm.pvt'
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    if 'metainfo' in example:
+        assert model.bbox_head.num_classes == 2
+        assert cfg.val_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+
+
+def test_backbone_alone(tmp_path, capsys):
+    example = next(e for e in EXAMPLES if '_base_' not in e)
+    path = tmp_path / 'mine.py'
+    path.write_text(example)
+    runpy.run_path(str(path))
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    assert printed == re.search(r'print\(.*\)  # (.*)', example)[1]
+
+
+@pytest.mark.parametrize(
+    ('folder', 'schedule', 'column'),
+    [('retinanet', '1x', 2), ('maskrcnn', '1x', 3), ('semfpn', '40k', 4)],
+)
+def test_table(folder, schedule, column):
+    entries = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())['Models']
+    rows = [row.split('|') for row in README.splitlines() if row.startswith('| `pvt_')]
+    published = {row[1].strip(' `'): re.findall(r'[\d.]+', row[column + 1]) for row in rows}
+    expected = {}
+    for entry in entries:
+        name = re.fullmatch(rf'configs/{folder}/(.+)_fpn_{schedule}.py', entry['Config'])[1]
+        metrics = [v for result in entry['Results'] for v in result['Metrics'].values()]
+        expected[name] = [str(value) for value in metrics]
+    assert published == expected
+
+
+def test_every_file_that_is_linked_exists():
+    links = re.findall(r'\]\(([^)#]+)\)', README)
+    local = [link for link in links if '://' not in link]
+    assert len(local) > 5
+    assert not [link for link in local if not (ROOT / link).exists()]
