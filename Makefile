@@ -1,30 +1,34 @@
 # `make` alone lists what there is.
 PYTHON ?= python3
 VENV ?= .venv
-STAMP := $(VENV)/.stamp
+# Recipes quote both, so that spaces do no harm, and the shell then leaves ~ alone.
+override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
+override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
+EMPTY :=
+STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo '  PYTHON=python3.11 names the Python to start from, VENV=.venv the environment, ARGS=... more arguments.'
 
 demo: $(STAMP)  ## set up on first use, then run the demonstration
-	$(VENV)/bin/python tools/demo.py $(ARGS)
+	"$(VENV)/bin/python" tools/demo.py $(ARGS)
 
 test: $(STAMP)  ## the whole test suite
-	$(VENV)/bin/python -m pytest $(ARGS)
+	"$(VENV)/bin/python" -m pytest $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
 
 setup: $(STAMP)  ## only set up
 
 $(STAMP): requirements.txt tools/setup_venv.sh setup.py pyproject.toml
-	@bash tools/setup_venv.sh $(VENV) $(PYTHON)
-	@touch $@
+	@bash tools/setup_venv.sh "$(VENV)" "$(PYTHON)"
+	@touch "$@"
 
 clean:  ## remove the environment and build leftovers; keeps results and the cached mmcv wheel
-	rm -rf $(VENV) build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
+	rm -rf "$(VENV)" build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
 	find configs pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
 
 .PHONY: help demo test lint setup clean

@@ -18,8 +18,9 @@ class BuildPyWithMim(build_py):
     def run(self) -> None:
         package = (ROOT if self.editable_mode else Path(self.build_lib)) / 'pvt_mm'
         mim = package / '.mim'
-        # From nothing each time: a build folder also keeps what has since been deleted or renamed.
-        shutil.rmtree(mim if self.editable_mode else package, ignore_errors=True)
+        # From nothing each time, since a build folder keeps what has been deleted or renamed. No
+        # more than .mim: with `--build-lib .` the folder around it holds the sources.
+        shutil.rmtree(mim, ignore_errors=True)
         super().run()
         mim.mkdir(parents=True)
         for name in MIM_FILES:
@@ -42,6 +43,14 @@ setup(
     long_description_content_type='text/markdown',
     author='pvt_mm contributors',
     license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',

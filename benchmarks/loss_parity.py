@@ -12,7 +12,7 @@ import sys
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from pvt_mm.engine import check_data, import_host
@@ -21,14 +21,16 @@ TOLERANCE = 1e-4
 
 
 def losses(model: torch.nn.Module, cfg: Config, iterations: int) -> list[float]:
-    """Train with the config's own data and optimizer, without its learning rate schedule."""
+    """Train with the config's own data, optimizer and warm-up."""
     set_random_seed(0)
     loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    warm_up = PARAM_SCHEDULERS.build(cfg.param_scheduler[0] | dict(optimizer=wrapper))
     model.train()
     result = []
     for _ in range(iterations):
         logged = model.train_step(next(loader), wrapper)
+        warm_up.step()
         result.append(logged['loss'].item())
     return result
 

@@ -6,6 +6,7 @@ They are those of the released code and weights. Table 1 of either paper prints 
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 _WIDE = dict(
     embed_dims=(64, 128, 320, 512),
@@ -71,6 +72,15 @@ def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **e
                 f'{key}={_WIDE.get(key, (3, 4, 6, 3))}.'
             )
     numbers = {key: tuple(numbers[key]) for key in fields}
+    for key, values in numbers.items():
+        for value in values:
+            is_number = isinstance(value, Real if key == 'mlp_ratios' else Integral)
+            if isinstance(value, bool) or not is_number or value <= 0:
+                raise ValueError(
+                    f'{owner}: {key}={values} has {value!r}, expected numbers above 0.'
+                )
+    if not isinstance(linear, bool):
+        raise ValueError(f'{owner}: linear={linear!r}, expected True or False.')
     if len({len(v) for v in numbers.values()}) != 1 or not numbers['depths']:
         lengths = ', '.join(f'{k} has {len(v)}' for k, v in numbers.items())
         raise ValueError(f'{owner}: an arch needs one entry per stage in every tuple: {lengths}.')

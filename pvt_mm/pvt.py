@@ -8,12 +8,15 @@
 Parameters carry the names of the authors' code (https://github.com/whai362/PVT), so the weights
 they published load without conversion; what a dense backbone has no use for is dealt with in
 :mod:`pvt_mm.weights`. Inside the network tokens are (B, N, C) with N = H * W in row-major order;
-as an image they are a channels-last (B, C, H, W) view of the same memory.
+as an image they are a channels-last (B, C, H, W) view of the same memory. Only what is returned is
+copied to NCHW.
 """
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -136,7 +139,7 @@ class ConvMlp(Mlp):
         super().__init__(dim, hidden_dim, drop)
         self.relu = relu
         dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim)
-        self.dwconv = nn.Sequential(OrderedDict(dwconv=dwconv))
+        self.dwconv = nn.Sequential(OrderedDict(dwconv=dwconv))  # mlp.dwconv.dwconv in the files
 
     def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         x = self.fc1(x)
@@ -206,14 +209,23 @@ class _Pyramid(BaseModule):
         self.with_cp = with_cp
         self.drop_rate = drop_rate
         self.attn_drop_rate = attn_drop_rate
+        for key, rate in dict(
+            drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
+        ).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'{type(self).__name__}: {key}={rate}, expected 0 <= {key} < 1.')
+        if not _is_integer(in_channels) or in_channels < 1:
+            raise ValueError(
+                f'{type(self).__name__}: in_channels={in_channels!r}, expected a number above 0.'
+            )
         self.out_indices = self._resolve_out_indices(out_indices)
         # The last stage that somebody asks for is the last one built: nothing runs in vain, and
         # DDP finds no parameter without a gradient.
         self.num_stages = max(self.out_indices) + 1
         self.frozen_stages = frozen_stages
-        if not -1 <= frozen_stages <= self.num_stages:
+        if not _is_integer(frozen_stages) or not -1 <= frozen_stages <= self.num_stages:
             raise ValueError(
-                f'{type(self).__name__}: frozen_stages={frozen_stages}, expected -1 (nothing), 0 '
+                f'{type(self).__name__}: frozen_stages={frozen_stages!r}, expected -1 (nothing), 0 '
                 f'(the first patch embedding) or a number of stages up to {self.num_stages}.'
             )
 
@@ -236,12 +248,12 @@ class _Pyramid(BaseModule):
         total = len(self.arch['depths'])
         if out_indices is None:
             return tuple(range(total))
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        resolved = tuple(i + total if i < 0 else i for i in given)
-        valid = all(0 <= i < total for i in resolved)
-        if not given or not valid or len(set(resolved)) < len(resolved):
+        given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
+        valid = all(_is_integer(i) and -total <= i < total for i in given)
+        resolved = tuple(int(i) % total for i in given) if valid else ()
+        if not resolved or len(set(resolved)) < len(resolved):
             raise ValueError(
-                f'{type(self).__name__}: out_indices={out_indices}, expected one or several '
+                f'{type(self).__name__}: out_indices={out_indices!r}, expected one or several '
                 f'different stages out of {-total}..{total - 1}.'
             )
         return resolved
@@ -277,7 +289,7 @@ class _Pyramid(BaseModule):
 
         Returns:
             The maps of ``out_indices`` in that order, each (B, C, H / stride, W / stride) with C
-            and stride from ``out_channels`` and ``out_strides``, channels-last in memory.
+            and stride from ``out_channels`` and ``out_strides``, contiguous.
 
         Raises:
             ValueError: the input has another number of channels, or is too small.
@@ -294,7 +306,8 @@ class _Pyramid(BaseModule):
                     x = block(x, hw)
             x = to_map(self._leave(stage, x), hw)
             if stage - 1 in self.out_indices:
-                maps[stage - 1] = x
+                # NCHW in memory as well: mmcv's RoIAlign reads memory without looking at strides.
+                maps[stage - 1] = x.contiguous()
         return tuple(maps[i] for i in self.out_indices)
 
     def _check_input(self, x: Tensor) -> None:
@@ -346,7 +359,12 @@ class _Pyramid(BaseModule):
         head = name.partition('.')[0]
         if head == 'patch_embed1':
             return self.frozen_stages >= 0
-        return head[-1:].isdigit() and int(head[-1]) <= self.frozen_stages
+        stage = re.search(r'\d+$', head)
+        return stage is not None and int(stage[0]) <= self.frozen_stages
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @MODELS.register_module()
@@ -421,11 +439,11 @@ class PVT(_Pyramid):
             drop_path_rate=drop_path_rate,
             init_cfg=init_cfg,
         )
-        is_side = isinstance(pretrain_img_size, int)
-        sides = (pretrain_img_size,) * 2 if is_side else tuple(pretrain_img_size)
-        if len(sides) != 2 or min(sides) < self.min_size:
+        is_pair = isinstance(pretrain_img_size, Sequence)
+        sides = tuple(pretrain_img_size) if is_pair else (pretrain_img_size,) * 2
+        if len(sides) != 2 or not all(_is_integer(s) and s >= self.min_size for s in sides):
             raise ValueError(
-                f'PVT: pretrain_img_size={pretrain_img_size}, expected a number or (height, '
+                f'PVT: pretrain_img_size={pretrain_img_size!r}, expected a number or (height, '
                 f'width) of at least {self.min_size} pixels.'
             )
         self.pos_grids = {}  # stage -> (H, W) of its position embedding
@@ -464,8 +482,9 @@ class PVT(_Pyramid):
 class PVTv2(_Pyramid):
     """PVT v2 (arXiv 2106.13797): overlapping patches, a convolution in the MLP, a norm per stage.
 
-    Sizes that are no multiple of 32 are rounded up, as in the authors' code. Arguments that are
-    not named here are those of :class:`PVT`.
+    Sizes that are no multiple of 32 are rounded up, as in the authors' code; like v1 it wants 32
+    pixels at least, where theirs goes down to 29. Arguments that are not named here are those of
+    :class:`PVT`.
 
     Args:
         arch: ``b0`` to ``b5`` or ``b2_li`` (table 1; stage 2 of b2, b2_li and b3 has 4 blocks, as

@@ -18,6 +18,7 @@ from .archs import PVT_ARCHS, PVTV2_ARCHS
 # What the authors' ImageNet classifiers hold besides the backbone. (v2's norm1..norm4 belong to
 # the backbone; v1's `norm` is the classifier's.)
 _CLASSIFIER = re.compile(r'(cls_token$|norm\.|head\.)')
+_NUMBERS = ('embed_dims', 'depths', 'mlp_ratios')  # what the shapes of the tensors tell
 _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 
@@ -39,27 +40,27 @@ def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> Non
     grid and inflates a 3-channel stem to ``model.in_channels``.
 
     Raises:
-        RuntimeError: the result would not fill the backbone completely. mmengine loads with
-            ``strict=False``; without this a wrong file would mean training from scratch.
+        RuntimeError: the weights are of another architecture, or would not fill the backbone
+            completely. mmengine loads with ``strict=False``; without this a wrong file would mean
+            training from scratch.
     """
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    source = describe(_shapes(found))
+    source = identify(_shapes(found))
+    is_classifier = any(_CLASSIFIER.match(key) for key in found)
     for key in list(found):
         stage = _STAGE.match(key)
         if _CLASSIFIER.match(key) or (stage and int(stage[1]) > model.num_stages):
             del found[key], state_dict[prefix + key]
-    for stage, grid in getattr(model, 'pos_grids', {}).items():
-        key = f'pos_embed{stage}'
-        if key in found:
-            found[key] = _fit_pos_embed(found[key], grid)
-    stem = 'patch_embed1.proj.weight'
-    if stem in found and found[stem].shape[1] == 3:
-        found[stem] = _inflate(found[stem], model.in_channels)
+    _fit_pos_embeds(found, getattr(model, 'pos_grids', {}), is_classifier)
+    stem = found.get('patch_embed1.proj.weight')
+    if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
+        found['patch_embed1.proj.weight'] = _inflate(stem, model.in_channels)
 
     shapes = _shapes(found)
-    if shapes != expected:
-        raise RuntimeError(_mismatch(model, expected, shapes, source, prefix))
+    target = identify(expected) | {key: model.arch[key] for key in _NUMBERS}
+    if shapes != expected or not _is_part(source, target):
+        raise RuntimeError(_mismatch(expected, shapes, source, target, prefix))
     state_dict.update({prefix + k: v for k, v in found.items()})
 
 
@@ -68,20 +69,30 @@ def _shapes(tensors: Mapping) -> dict[str, tuple[int, ...] | None]:
     return {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in tensors.items()}
 
 
-def _fit_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, tokens, C) of any square grid, with or without the class token's slot, to ``grid``."""
-    tokens, wanted = pos_embed.shape[1], math.prod(grid)
-    if tokens == wanted:
-        return pos_embed
-    side = math.isqrt(tokens)
-    if tokens == wanted + 1 or (
-        side * side != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1
-    ):
-        # The authors' stage 4 has the class token first. At most one of n and n - 1 is a square.
-        return _fit_pos_embed(pos_embed[:, 1:], grid)
-    if side * side != tokens:  # not a grid that we know; reported as a mismatch
-        return pos_embed
-    return resize_pos_embed(pos_embed, (side, side), grid)
+def _fit_pos_embeds(
+    found: dict[str, Tensor], grids: Mapping[int, tuple[int, int]], is_classifier: bool
+) -> None:
+    """Bring position embeddings (1, tokens, C) to the model's grids, in place.
+
+    A file that has the model's number of tokens in every stage, and no classifier, was written by
+    such a model and is left alone. Any other is made for square images, as all published ones.
+    """
+    embeds = {stage: found.get(f'pos_embed{stage}') for stage in grids}
+    if not all(isinstance(e, Tensor) and e.dim() == 3 for e in embeds.values()):
+        return  # reported as a mismatch
+    if not is_classifier and all(e.shape[1] == math.prod(grids[s]) for s, e in embeds.items()):
+        return
+    for stage, embed in embeds.items():
+        tokens = embed.shape[1]
+        if stage == 4 and not _is_square(tokens) and _is_square(tokens - 1):
+            embed = embed[:, 1:]  # the class token's slot comes first
+        side = math.isqrt(embed.shape[1])
+        if side > 1 and side**2 == embed.shape[1]:
+            found[f'pos_embed{stage}'] = resize_pos_embed(embed, (side, side), grids[stage])
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _inflate(weight: Tensor, in_channels: int) -> Tensor:
@@ -98,14 +109,14 @@ def _inflate(weight: Tensor, in_channels: int) -> Tensor:
     return weight.repeat(1, turns, 1, 1)[:, :in_channels] * (3 / in_channels)
 
 
-def describe(shapes: Mapping[str, tuple[int, ...] | None]) -> str | None:
-    """Say which PVT backbone the names and shapes of its tensors belong to.
+def identify(shapes: Mapping[str, tuple[int, ...] | None]) -> dict:
+    """Read the numbers of a PVT backbone off the names and shapes of its tensors.
 
     Returns:
-        ``"PVTv2 arch 'b2'"``, or the numbers where they are of no published arch, or None where
-        the tensors are not those of a PVT backbone in the authors' names.
+        ``kind`` ('PVT' or 'PVTv2'), ``linear`` and, per stage, ``embed_dims``, ``depths`` and
+        ``mlp_ratios``; an empty dict where the tensors are not a PVT in the authors' names.
     """
-    depths, dims, ratios = [], [], []
+    dims, depths, ratios = [], [], []
     while shapes.get(f'patch_embed{len(dims) + 1}.proj.bias'):
         stage = len(dims) + 1
         block = re.compile(rf'block{stage}\.\d+\.norm1\.weight')
@@ -114,55 +125,80 @@ def describe(shapes: Mapping[str, tuple[int, ...] | None]) -> str | None:
         depths.append(sum(bool(block.fullmatch(key)) for key in shapes))
         ratios.append(hidden[0] / dims[-1])
     if not dims:
-        return None
+        return {}
     is_v2 = 'block1.0.mlp.dwconv.dwconv.weight' in shapes
-    kind, archs = ('PVTv2', PVTV2_ARCHS) if is_v2 else ('PVT', PVT_ARCHS)
     reduction = shapes.get('block1.0.attn.sr.weight')
-    linear = is_v2 and reduction is not None and reduction[-1] == 1
-    numbers = dict(embed_dims=tuple(dims), depths=tuple(depths), mlp_ratios=tuple(ratios))
-    for name, arch in archs.items():
-        same = all(arch[key][: len(dims)] == value for key, value in numbers.items())
-        if same and linear == arch.get('linear', False):
-            return f'{kind} arch {name!r}'
-    listed = ', '.join(f'{key}={value}' for key, value in numbers.items())
-    return f'a {kind} with {listed}' + (', linear=True' if linear else '')
+    return dict(
+        kind='PVTv2' if is_v2 else 'PVT',
+        linear=bool(is_v2 and reduction and reduction[-1] == 1),
+        embed_dims=tuple(dims),
+        depths=tuple(depths),
+        mlp_ratios=tuple(ratios),
+    )
+
+
+def _is_part(source: Mapping, target: Mapping) -> bool:
+    """Whether all stages of ``source`` are those of ``target``, which may have more."""
+    built = len(source.get('depths', ()))
+    return (
+        built > 0
+        and all(source[key] == target[key] for key in ('kind', 'linear'))
+        and all(source[key] == tuple(target[key][:built]) for key in _NUMBERS)
+    )
+
+
+def describe(numbers: Mapping) -> str:
+    """What :func:`identify` found, for people: ``"PVTv2 arch 'b2'"``, or all numbers."""
+    for name, arch in (PVTV2_ARCHS if numbers['kind'] == 'PVTv2' else PVT_ARCHS).items():
+        if numbers['linear'] == arch.get('linear', False) and all(
+            numbers[key] == arch[key] for key in _NUMBERS
+        ):
+            return f'{numbers["kind"]} arch {name!r}'
+    listed = ', '.join(f'{key}={numbers[key]}' for key in _NUMBERS)
+    return f'a {numbers["kind"]} with {listed}' + (', linear=True' if numbers['linear'] else '')
 
 
 def _mismatch(
-    model: nn.Module,
     expected: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...] | None],
-    source: str | None,
+    source: Mapping,
+    target: Mapping,
     prefix: str,
 ) -> str:
     """One sentence: what was found, what was expected, what to do next."""
-    target = describe(expected)
-    fitting = sum(found.get(key) == shape for key, shape in expected.items())
-    wanted = f'the {len(expected)} tensors of {target}'
-    if not found and prefix:
+    place = f'under {prefix!r}' if prefix else 'at its top level'
+    wanted = f'{len(expected)} tensors of {describe(target)}'
+    if not found:
         return (
-            f'The checkpoint has nothing under {prefix!r}, where {wanted} were expected: an '
-            f"ImageNet classifier goes into the backbone's init_cfg, a trained detector or "
-            f'segmentor into load_from or tools/test.py.'
+            f'The checkpoint has nothing {place}, expected the {wanted}: an ImageNet classifier '
+            f"goes into the backbone's init_cfg, a trained detector or segmentor into load_from or "
+            f'tools/test.py.'
         )
-    if source is None:
+    if not source:
         nested = next((k for k in found if k.endswith('.patch_embed1.proj.weight')), None)
         if nested:
             inner = nested.removesuffix('patch_embed1.proj.weight')
             advice = f'its backbone lies under {inner!r}: add prefix={inner!r} to init_cfg.'
+        elif None in found.values():
+            advice = (
+                f'its keys are {", ".join(list(found)[:4])}: save the dict of tensors among them '
+                f'as a file of its own.'
+            )
         else:
-            advice = f'its keys are {", ".join(list(found)[:4]) or "none"}...: take another file.'
-        return f'The checkpoint holds no PVT backbone at its top level, expected {wanted}; {advice}'
-    if source != target:
+            advice = f'its first keys are {", ".join(list(found)[:4])}: take another file.'
+        return f'The checkpoint holds no PVT backbone {place}, expected the {wanted}; {advice}'
+    if not _is_part(source, target):
+        fitting = sum(found.get(key) == shape for key, shape in expected.items())
         return (
-            f'The weights are those of {source}, the model is {target}; {fitting} of its '
-            f'{len(expected)} tensors fit: take the weight file of that arch, or change the arch.'
+            f'The weights are those of {describe(source)}, the model is {describe(target)}; '
+            f'{fitting} of its {len(expected)} tensors fit: take the weight file of that arch, or '
+            f'change the arch.'
         )
     wrong = [k for k, shape in expected.items() if found.get(k) != shape]
     wrong += [k for k in found if k not in expected]
     key = wrong[0]
     return (
-        f'The weights of {source} do not fit the model of the same arch: {len(wrong)} tensors '
-        f'differ, first {prefix + key}: found {found.get(key, "nothing")}, expected '
+        f'The weights of {describe(target)} do not fill the model: {len(wrong)} tensors differ, '
+        f'first {prefix + key}: found {found.get(key, "nothing")}, expected '
         f'{expected.get(key, "nothing")}; use a complete file made with the same settings.'
     )

@@ -7,10 +7,12 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmengine.config import ConfigDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -49,7 +51,7 @@ def test_maps_and_gradients_of_every_arch(cls, arch):
     maps = model(torch.randn(1, 3, 64, 96))
     for x, channels, stride in zip(maps, model.out_channels, model.out_strides, strict=True):
         assert x.shape == (1, channels, 64 // stride, 96 // stride)
-        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert x.is_contiguous()  # mmcv's RoIAlign relies on it
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
@@ -103,6 +105,14 @@ def test_out_indices_in_the_order_asked_for(cls):
         assert part.out_strides == tuple((4, 8, 16)[i] for i in indices)
         for found, i in zip(part(x), indices, strict=True):
             assert torch.equal(found, maps[i])
+
+
+@both
+def test_lists_and_numpy_numbers(cls):
+    arch = {key: list(value) for key, value in SMALL.items()}
+    model = cls(ConfigDict(arch), out_indices=[np.int64(2), -2], frozen_stages=np.int64(1))
+    assert model.out_indices == (2, 1)
+    assert cls(SMALL, out_indices=np.int64(1)).out_channels == (32,)
 
 
 @both
@@ -190,6 +200,42 @@ def _train_in_a_group(rank: int, port: int, kwargs: dict) -> None:
 )
 def test_ddp_without_find_unused_parameters(kwargs, free_port):
     mp.spawn(_train_in_a_group, args=(free_port, kwargs), nprocs=2)
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('training', [True, False])
+@both
+def test_attention_dropout_reaches_the_attention(cls, training, monkeypatch):
+    seen = []
+
+    def attention(q, k, v, dropout_p):
+        seen.append(dropout_p)
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr('torch.nn.functional.scaled_dot_product_attention', attention)
+    cls(SMALL, attn_drop_rate=0.3).train(training)(torch.randn(1, 3, 64, 64))
+    assert seen == [0.3 if training else 0.0] * sum(SMALL['depths'])
+
+
+@both
+def test_dropout_where_the_authors_have_it(cls):
+    """After the projection, twice in the MLP, and in v1 after the position embedding."""
+    model = cls(SMALL, drop_rate=0.2)
+    dropped = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            assert module.p == 0.2
+            module.register_forward_hook(lambda *_, name=name: dropped.append(name))
+    model(torch.randn(1, 3, 64, 64))
+    expected = []
+    for stage, depth in enumerate(SMALL['depths'], 1):
+        expected += [f'pos_drop{stage}'] if cls is PVT else []
+        for i in range(depth):
+            block = f'block{stage}.{i}'
+            expected += [f'{block}.attn.proj_drop', f'{block}.mlp.drop', f'{block}.mlp.drop']
+    assert dropped == expected
 
 
 # --- memory and copies --------------------------------------------------------------------------
@@ -297,6 +343,18 @@ def test_compiles_to_one_graph_for_all_sizes(cls, kwargs):
                 assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS[1:], ids=str)
+def test_a_compiled_training_step(cls, kwargs):
+    torch._dynamo.reset()
+    model = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=True, **kwargs))
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager')
+    x = torch.randn(2, 3, 64, 96)
+    for m in (model, compiled):
+        sum(y.square().mean() for y in m(x)).backward()
+    for (name, p), q in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6), name
+
+
 @pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
 def test_exports_with_dynamic_sizes(cls, kwargs):
     model = randomise(cls(SMALL, **kwargs)).eval()
@@ -381,7 +439,7 @@ def test_copies_and_pickles(cls):
     x = torch.randn(1, 3, 64, 64)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert all(torch.equal(a, b) for a, b in zip(twin(x), model(x), strict=True))
-        with pytest.raises(RuntimeError, match='holds no PVT backbone'):
+        with pytest.raises(RuntimeError, match='has nothing at its top level'):
             twin.load_state_dict({}, strict=False)
 
 
@@ -408,6 +466,19 @@ MISTAKES = [
     (PVT, dict(out_indices=(1, -3)), r'different stages'),
     (PVTv2, dict(frozen_stages=5), 'frozen_stages=5, expected .* up to 4'),
     (PVTv2, dict(frozen_stages=2, out_indices=0), 'frozen_stages=2, expected .* up to 1'),
+    (PVT, dict(out_indices=True), 'out_indices=True'),
+    (PVT, dict(out_indices=(0.5,)), r'out_indices=\(0.5,\)'),
+    (PVT, dict(frozen_stages=1.5), 'frozen_stages=1.5'),
+    (PVT, dict(frozen_stages=None), 'frozen_stages=None'),
+    (PVT, dict(drop_path_rate=1.0), 'drop_path_rate=1.0, expected 0 <= drop_path_rate < 1'),
+    (PVT, dict(attn_drop_rate=1.5), 'attn_drop_rate=1.5'),
+    (PVTv2, dict(drop_rate=-0.1), 'drop_rate=-0.1'),
+    (PVTv2, dict(in_channels=0), 'in_channels=0, expected a number above 0'),
+    (PVTv2, dict(depths=(1, -1, 2, 1)), r'depths=\(1, -1, 2, 1\) has -1'),
+    (PVTv2, dict(embed_dims=('16', 32, 64, 64)), "has '16', expected numbers above 0"),
+    (PVTv2, dict(num_heads=(0, 1, 1, 1)), 'has 0'),
+    (PVTv2, dict(linear='no'), "linear='no', expected True or False"),
+    (PVT, dict(pretrain_img_size=224.0), 'pretrain_img_size=224.0'),
     (PVT, dict(pretrain_img_size=16), 'pretrain_img_size=16, expected .* at least 32'),
     (PVT, dict(pretrain_img_size=(224, 224, 3)), 'pretrain_img_size'),
 ]

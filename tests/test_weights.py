@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pvt_mm import PVT, PVTv2
-from pvt_mm.weights import describe
+from pvt_mm.weights import describe, identify
 
 from .conftest import ALL_ARCHS, SMALL, all_archs, arch_id, classifier_file, randomise
 
@@ -65,7 +65,8 @@ def test_49_tokens_load_as_they_are():
     assert torch.equal(model.pos_embed4, state['pos_embed4'])
 
 
-@pytest.mark.parametrize('made_for', [224, 256, (224, 320)], ids=str)
+# At (112, 448) stage 1 has as many tokens as at 224, at (208, 240) stage 3 has one less.
+@pytest.mark.parametrize('made_for', [224, 256, (224, 320), (112, 448), (208, 240)], ids=str)
 @pytest.mark.parametrize('side', [224, 384])
 def test_position_embeddings_of_another_size_are_resized(side, made_for):
     model = PVT('tiny', pretrain_img_size=made_for)
@@ -116,6 +117,10 @@ def test_a_stem_of_the_same_width_is_left_alone():
 # --- mistakes -----------------------------------------------------------------------------------
 
 
+def without(state: dict, key: str) -> dict:
+    return {k: v for k, v in state.items() if k != key}
+
+
 def meta(cls: type, arch: str | dict, **kwargs) -> nn.Module:
     with torch.device('meta'):
         return cls(arch, **kwargs)
@@ -129,31 +134,63 @@ def test_weights_of_another_arch_raise(wanted, given):
         meta(*wanted).load_state_dict(meta(*given).state_dict(), strict=False)
 
 
+def test_another_arch_raises_although_its_first_stages_fit():
+    part = meta(PVT, 'small', out_indices=1)
+    with pytest.raises(
+        RuntimeError, match="those of PVT arch 'medium', the model is PVT arch 'smal"
+    ):
+        part.load_state_dict(meta(PVT, 'medium').state_dict())
+
+
+def test_the_model_is_named_by_what_it_was_asked_for():
+    model = meta(PVT, 'large', out_indices=0)
+    state = without(meta(PVT, 'large').state_dict(), 'block1.0.norm1.bias')
+    with pytest.raises(
+        RuntimeError, match=r"of PVT arch 'large' do not fill.*block1\.0\.norm1\.bias"
+    ):
+        model.load_state_dict(state)
+
+
+def test_checkpoints_of_fewer_stages_fit_their_own_model():
+    model = randomise(PVTv2('b3', out_indices=(0, 1)))
+    twin = PVTv2('b3', out_indices=(0, 1))
+    twin.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(twin.norm2.weight, model.norm2.weight)
+
+
+def test_another_detector_has_no_pvt_under_its_prefix():
+    detector = nn.ModuleDict(dict(backbone=PVT('tiny')))
+    with pytest.raises(RuntimeError, match=r"no PVT backbone under 'backbone\.'.*stages\.0\.w"):
+        detector.load_state_dict({'backbone.stages.0.w': torch.zeros(1)}, strict=False)
+
+
 @all_archs
 def test_every_arch_is_recognised(cls, arch):
     shapes = {k: tuple(v.shape) for k, v in meta(cls, arch).state_dict().items()}
-    assert describe(shapes) == f"{cls.__name__} arch '{arch}'"
+    assert describe(identify(shapes)) == f"{cls.__name__} arch '{arch}'"
 
 
 def test_other_numbers_are_described():
     shapes = {k: tuple(v.shape) for k, v in meta(PVTv2, SMALL, linear=True).state_dict().items()}
-    assert describe(shapes) == (
+    assert describe(identify(shapes)) == (
         'a PVTv2 with embed_dims=(16, 32, 48), depths=(2, 1, 2), mlp_ratios=(2.0, 2.0, 2.0), '
         'linear=True'
     )
-    assert describe({'conv1.weight': (64, 3, 7, 7)}) is None
-
-
-def without(state: dict, key: str) -> dict:
-    return {k: v for k, v in state.items() if k != key}
+    assert identify({'conv1.weight': (64, 3, 7, 7)}) == {}
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda s: {}, 'no PVT backbone at its top level, expected the 156 tensors .* are none'),
-        (lambda s: {'conv1.weight': torch.zeros(1)}, 'its keys are conv1.weight'),
-        (lambda s: {'model': s, 'optimizer': {}}, 'its keys are model, optimizer'),
+        (lambda s: {}, "nothing at its top level, expected the 156 tensors of PVT arch 'tiny'"),
+        (
+            lambda s: {'conv1.weight': torch.zeros(1)},
+            'its first keys are conv1.weight: take another file',
+        ),
+        (
+            lambda s: {'model': s, 'optimizer': {}},
+            'its keys are model, optimizer: save the dict of tensors',
+        ),
         (
             lambda s: {f'backbone.{k}': v for k, v in s.items()},
             "lies under 'backbone.': add prefix='backbone.' to init_cfg",
@@ -167,6 +204,10 @@ def without(state: dict, key: str) -> dict:
             r'first pos_embed2: found \(1, 780, 128\), expected \(1, 784, 128\)',
         ),
         (lambda s: s | {'block1.0.gamma': torch.zeros(1)}, 'first block1.0.gamma: .* nothing'),
+        (lambda s: s | {'pos_embed1': None}, 'first pos_embed1: found None'),
+        (lambda s: s | {'pos_embed3': torch.zeros(196, 320)}, r'first pos_embed.*found \('),
+        (lambda s: s | {'pos_embed4': torch.zeros(1, 1, 512)}, r'found \(1, 1, 512\)'),
+        (lambda s: s | {'patch_embed1.proj.weight': 'text'}, 'weight: found None'),
         (
             lambda s: s | {'patch_embed1.proj.weight': torch.zeros(64, 5, 4, 4)},
             r'found \(64, 5, 4, 4\), expected \(64, 3, 4, 4\)',

@@ -14,6 +14,11 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     echo "dist_$tool.sh: the number of processes is '$gpus', expected 1, 2, ..." >&2
     exit 2
 fi
+if [ "${NNODES:-1}" != 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
+    echo "dist_$tool.sh: NNODES is '$NNODES' and MASTER_ADDR is not set; on every machine set it to the address" \
+        "of the one with NODE_RANK=0." >&2
+    exit 2
+fi
 
 if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
     rendezvous=(--standalone) # on a free port

@@ -14,7 +14,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 VENV=$1
 PYTHON=${2:-python3}
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/pvt_mm
+CACHE=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/pvt_mm
 LOG=$VENV/setup.log
 MIN_FREE_GB=${MIN_FREE_GB:-6}
 CHILD='' WORK=''

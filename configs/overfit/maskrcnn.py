@@ -13,7 +13,7 @@ model = dict(
         mask_head=dict(in_channels=128, conv_out_channels=128),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=500), rcnn=dict(sampler=dict(num=128))
+        rpn_proposal=dict(nms_pre=500, max_per_img=500), rcnn=dict(sampler=dict(num=64))
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=500)),
 )
