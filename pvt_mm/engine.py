@@ -11,9 +11,9 @@ import importlib
 import io
 import logging
 import os
-import resource
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +68,8 @@ class PeakMemoryHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
+        import resource  # not on Windows
+
         unit = 2**20 if sys.platform == 'darwin' else 2**10  # macOS counts bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
         runner.message_hub.update_scalar('train/memory', peak)
@@ -85,43 +87,47 @@ class ToolRunner(Runner):
 
     def register_hooks(self, *args, **kwargs) -> None:
         super().register_hooks(*args, **kwargs)
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and sys.platform != 'win32':
             self.register_hook(PeakMemoryHook())
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu and self.distributed and not torch.distributed.is_initialized():
+        on_cpu = self.launcher == 'pytorch' and not torch.cuda.is_available()
+        if on_cpu and not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not torch.cuda.is_available():
             model = revert_sync_batchnorm(model)  # SyncBN needs a GPU
-            model_wrapper_cfg = dict(device_ids=None, broadcast_buffers=False) | dict(
-                model_wrapper_cfg or {}
-            )
+            unused = self.cfg.get('find_unused_parameters', False)
+            defaults = dict(device_ids=None, broadcast_buffers=False, find_unused_parameters=unused)
+            model_wrapper_cfg = defaults | dict(model_wrapper_cfg or {})
         return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self) -> nn.Module:
         try:
             return super().train()
         except KeyboardInterrupt:
-            marker = Path(self.work_dir, 'last_checkpoint')
+            latest = self.message_hub.get_info('last_ckpt')  # of this run, not of an older one
             self.logger.warning(
                 f'Interrupted in iteration {self.iter + 1}. '
-                + (f'Go on from {marker.read_text()} with --resume.' if marker.exists() else '')
+                + (f'Go on from {latest} with --resume.' if latest else '')
             )
             raise
 
-    def save_checkpoint(self, *args, **kwargs) -> None:
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        # A hook that saves a checkpoint removes the one before, and says last which is the latest.
         with finish_before_interrupt():
-            super().save_checkpoint(*args, **kwargs)
+            super().call_hook(fn_name, **kwargs)
 
 
 @contextlib.contextmanager
 def finish_before_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done."""
+    """Let Ctrl-C wait until the block is done (in the main thread, the only one it reaches)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     interrupted = []
     previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
     try:
@@ -156,8 +162,10 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
-        sys.exit(f'{args.config} does not exist (from {os.getcwd()}), expected a config file.')
+        sys.exit(f'{args.config} is no file (from {os.getcwd()}), expected a config.')
     cfg = Config.fromfile(args.config)
+    if 'default_scope' not in cfg:
+        sys.exit(f"{args.config} has no default_scope, expected 'mmdet' or 'mmseg'.")
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     path = Path(args.config).resolve()  # the folder counts: names recur from task to task
@@ -192,7 +200,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """See that the files and folders of the datasets are there, before anything is built.
 
     Args:
-        cfg: A config with ``{split}_dataloader`` and, maybe, ``{split}_evaluator``.
+        cfg: With ``{split}_dataloader`` and ``{split}_evaluator``, or without them.
         splits: Out of ``train``, ``val`` and ``test``.
 
     Raises:
@@ -200,24 +208,34 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for key, dataset in _leaf_datasets(
-            loader['dataset'] if loader else {}, f'{split}_dataloader'
-        ):
+        top = {f'{split}_dataloader.dataset': loader['dataset']} if loader else {}
+        for key, dataset in _leaf_datasets(top):
             for path in _paths(dataset):
-                if '://' not in path and not os.path.exists(path):
+                if _is_missing(path):
                     raise FileNotFoundError(_missing_data(dataset, key, path))
+        evaluators = cfg.get(f'{split}_evaluator') or {}
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            path = evaluator.get('ann_file')
+            if path and _is_missing(path):
+                raise FileNotFoundError(
+                    f'{path} does not exist (from {os.getcwd()}), expected the annotations that '
+                    f'{evaluator.get("type")} compares with: set {split}_evaluator.ann_file.'
+                )
 
 
-def _leaf_datasets(dataset: dict, key: str) -> Iterator[tuple[str, dict]]:
+def _leaf_datasets(datasets: dict[str, dict]) -> Iterator[tuple[str, dict]]:
     """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its key."""
-    key = f'{key}.dataset'
-    if 'dataset' in dataset:
-        yield from _leaf_datasets(dataset['dataset'], key)
-    elif 'datasets' in dataset:
-        for i, inner in enumerate(dataset['datasets']):
-            yield f'{key}.datasets.{i}', inner
-    else:
-        yield key, dataset
+    for key, dataset in datasets.items():
+        inner = {f'{key}.dataset': dataset['dataset']} if 'dataset' in dataset else {}
+        inner |= {f'{key}.datasets.{i}': d for i, d in enumerate(dataset.get('datasets', ()))}
+        if inner:
+            yield from _leaf_datasets(inner)
+        else:
+            yield key, dataset
+
+
+def _is_missing(path: str) -> bool:
+    return '://' not in path and not os.path.exists(path)
 
 
 def _paths(dataset: dict) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ class Toy(BaseModel):
         return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
 
 
-def toy_runner(work_dir, hooks=(), **kwargs) -> engine.ToolRunner:
+def toy_runner(work_dir, hooks=(), max_epochs=2, max_keep_ckpts=-1, **kwargs) -> engine.ToolRunner:
     data = torch.linspace(-1, 1, 8)[:, None]
     return engine.ToolRunner(
         model=Toy(),
@@ -40,11 +41,14 @@ def toy_runner(work_dir, hooks=(), **kwargs) -> engine.ToolRunner:
             dataset=[dict(x=x) for x in data],
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=2),
+        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=max_keep_ckpts),
+        ),
         custom_hooks=list(hooks),
-        experiment_name=work_dir.name,
+        experiment_name=f'{work_dir.name}-{max_epochs}',
         **kwargs,
     )
 
@@ -91,6 +95,36 @@ class Interrupter(engine.Hook):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_an_interrupt_within_a_save_leaves_what_can_be_resumed(tmp_path, monkeypatch):
+    """The hook removes the previous checkpoint first and names the new one last."""
+    save = engine.Runner.save_checkpoint
+
+    def save_and_interrupt(self, *args, **kwargs):
+        if self.iter == 4:  # at the end of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(engine.Runner, 'save_checkpoint', save_and_interrupt)
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        toy_runner(tmp_path, max_epochs=5, max_keep_ckpts=1).train()
+    assert signal.getsignal(signal.SIGINT) is previous
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_2.pth']
+    resumed = toy_runner(tmp_path, max_epochs=3, resume=True)
+    resumed.train()
+    assert resumed.iter == 6
+
+
+def test_no_guard_in_other_threads():
+    with ThreadPoolExecutor() as pool:
+
+        def guarded():
+            with engine.finish_before_interrupt():
+                return 1
+
+        assert pool.submit(guarded).result() == 1
+
+
 @pytest.mark.parametrize('saves', [True, False])
 def test_an_interrupt_names_the_checkpoint_to_go_on_from(tmp_path, capfd, saves):
     runner = toy_runner(tmp_path, hooks=[Interrupter()])
@@ -101,21 +135,6 @@ def test_an_interrupt_names_the_checkpoint_to_go_on_from(tmp_path, capfd, saves)
     console = ''.join(capfd.readouterr())
     assert 'Interrupted in iteration 3.' in console
     assert (f'Go on from {tmp_path}/epoch_1.pth with --resume.' in console) == saves
-
-
-def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
-    written = []
-
-    def save(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        written.append('everything')
-
-    monkeypatch.setattr(engine.Runner, 'save_checkpoint', save)
-    previous = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        engine.ToolRunner.save_checkpoint(object.__new__(engine.ToolRunner))
-    assert written == ['everything']
-    assert signal.getsignal(signal.SIGINT) is previous
 
 
 def test_hosts_say_nothing_that_helps_nobody(monkeypatch, capsys):
@@ -183,8 +202,8 @@ def test_missing_data(coco_root, monkeypatch):
     [
         (lambda root: coco(root, data_prefix=dict(img='val2017/')), 'val2017/ does not exist'),
         (
-            lambda root: dict(datasets=[coco(root), coco('elsewhere')]),
-            r'train_dataloader\.dataset\.datasets\.1\.data_root=PATH',
+            lambda root: dict(datasets=[coco(root), dict(dataset=coco('elsewhere'))]),
+            r'train_dataloader\.dataset\.datasets\.1\.dataset\.data_root=PATH',
         ),
         (
             lambda root: dict(
@@ -202,6 +221,15 @@ def test_data_that_is_missing_elsewhere(coco_root, dataset, message):
     cfg = Config(dict(train_dataloader=dict(dataset=dataset(str(coco_root)))))
     with pytest.raises(FileNotFoundError, match=message):
         engine.check_data(cfg, ['train'])
+
+
+def test_missing_annotations_of_an_evaluator(coco_root):
+    metrics = [dict(type='A'), dict(type='CocoMetric', ann_file=f'{coco_root}/none.json')]
+    cfg = Config(dict(val_evaluator=metrics))
+    with pytest.raises(
+        FileNotFoundError, match=r'none\.json .*CocoMetric .*val_evaluator\.ann_file'
+    ):
+        engine.check_data(cfg, ['val'])
 
 
 def load(*argv: str) -> Config:
@@ -224,8 +252,11 @@ def test_load_config(coco_root, tmp_path, monkeypatch):
         str(path), '--work-dir', 'w', '--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm'
     )
     assert (cfg.work_dir, cfg.launcher, cfg.lr, cfg.a.b) == ('w', 'slurm', 2.0, 'x')
-    with pytest.raises(SystemExit, match=r'none\.py does not exist .* expected a config file'):
+    with pytest.raises(SystemExit, match=r'none\.py is no file .* expected a config'):
         load('none.py')
+    (folder / 'unscoped.py').write_text('lr = 1.0')
+    with pytest.raises(SystemExit, match="no default_scope, expected 'mmdet' or 'mmseg'"):
+        load(str(folder / 'unscoped.py'))
     (coco_root / 'train2017').rmdir()
     with pytest.raises(SystemExit, match='train2017/ does not exist'):
         load(str(path))

@@ -15,8 +15,8 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 if [ "${NNODES:-1}" != 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
-    echo "dist_$tool.sh: NNODES is '$NNODES' and MASTER_ADDR is not set; on every machine set it to the address" \
-        "of the one with NODE_RANK=0." >&2
+    echo "dist_$tool.sh: NNODES is '$NNODES' and MASTER_ADDR is not set;" \
+        "on every machine set it to the address of the one with NODE_RANK=0." >&2
     exit 2
 fi
 

@@ -37,6 +37,8 @@ def main() -> None:
     is_segmentor = cfg.default_scope == 'mmseg'
     if args.out and not is_segmentor and not args.out.endswith('.pkl'):
         sys.exit(f'--out {args.out}: detections are kept in a pickle file, name it *.pkl.')
+    if args.show_dir and 'visualization' not in cfg.default_hooks:
+        sys.exit(f'--show-dir: {args.config} has no default_hooks.visualization to draw with.')
     if args.show_dir:
         folder = os.path.abspath(args.show_dir)
         cfg.default_hooks.visualization.update(draw=True, interval=1)
@@ -46,7 +48,9 @@ def main() -> None:
         else:
             cfg.default_hooks.visualization.test_out_dir = folder
     if args.out and is_segmentor:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+        evaluators = cfg.test_evaluator
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            evaluator.update(output_dir=args.out, keep_results=True)
 
     runner = ToolRunner.from_cfg(cfg)
     if args.out and not is_segmentor:

@@ -10,6 +10,8 @@ A config is expected to name its default_scope (mmdet or mmseg) and what mmengin
 import argparse
 import sys
 
+import torch
+
 from pvt_mm.engine import ToolRunner, add_arguments, load_config
 
 
@@ -41,11 +43,16 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             sys.exit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.')
         cfg.auto_scale_lr.enable = True
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        sys.exit(
+            'Mixed precision needs a GPU and there is none: leave --amp out, or, where the config '
+            'asks for it, pass --cfg-options optim_wrapper.type=OptimWrapper.'
+        )
     ToolRunner.from_cfg(cfg).train()
 
 

@@ -11,4 +11,4 @@ model = dict(
 )
 
 # The authors train this one with apex O1.
-optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
+optim_wrapper = dict(type='AmpOptimWrapper')

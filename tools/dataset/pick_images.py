@@ -4,12 +4,14 @@
 
 Takes the COCO images whose smallest object is largest (its shorter side at 320 x 224 pixels), and
 the first ADE20K images by name. Training and validation split of the result are the same images:
-it shows whether a model can fit real photographs, and says nothing about others.
+it shows whether a model can fit real photographs, and says nothing about others. OUT has to be new
+or empty.
 """
 
 import argparse
 import json
 import shutil
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -57,6 +59,24 @@ def pick_ade(source: Path, target: Path, number: int) -> None:
     print(f'{len(names)} images: {target}')
 
 
+def check(coco: Path, ade: Path, out: Path) -> None:
+    """Refuse, before anything is written, what would end half way or mix two picks."""
+    annotations = 'annotations/instances_train2017.json'
+    if not (coco / annotations).is_file():
+        raise FileNotFoundError(
+            f'{coco / annotations} does not exist, expected COCO as {annotations} and '
+            f'train2017/*.jpg in {coco}.'
+        )
+    for folder in ('images/training', 'annotations/training'):
+        if not (ade / folder).is_dir():
+            raise FileNotFoundError(
+                f'{ade / folder} does not exist, expected ADE20K as images/training/*.jpg and '
+                f'annotations/training/*.png in {ade}.'
+            )
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f'{out} is not empty: remove it or name another folder.')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,8 +86,14 @@ def main() -> None:
     parser.add_argument('out', type=Path)
     parser.add_argument('--number', type=int, default=20, help='images of each')
     args = parser.parse_args()
-    pick_coco(args.coco, args.out / 'coco', args.number)
-    pick_ade(args.ade, args.out / 'ade/ADEChallengeData2016', args.number)
+    if args.number < 1:
+        parser.error(f'--number is {args.number}, expected 1, 2, ...')
+    try:
+        check(args.coco, args.ade, args.out)
+        pick_coco(args.coco, args.out / 'coco', args.number)
+        pick_ade(args.ade, args.out / 'ade/ADEChallengeData2016', args.number)
+    except OSError as error:  # also an image that is listed and not there
+        sys.exit(str(error))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,228 @@
+"""What is packed is what is in the tree, and a set-up that cannot end well ends at once."""
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import pvt_mm
+
+ROOT = Path(__file__).parents[1]
+MIM = ('configs', 'tools', 'model-index.yml')
+# Of a checkout only, no use to who has the sdist.
+NOT_IN_SDIST = ('.github/', '.gitignore', '.pre-commit-config.yaml')
+EXTRAS = {
+    'onedl': {
+        'onedl-mmengine>=0.10.12',
+        'onedl-mmdetection>=3.5.1',
+        'onedl-mmsegmentation>=1.4.2',
+    },
+    'openmmlab': {
+        *('mmengine<1,>=0.10.4', 'mmdet<3.4,>=3.3.0', 'mmsegmentation<1.3,>=1.2.2'),
+        *('ftfy', 'regex', 'numpy<2', 'setuptools<81'),
+    },
+}
+
+
+def python(*arguments: object, cwd: Path) -> str:
+    """Output of a Python command that has to succeed, without network."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        **dict(cwd=cwd, env=os.environ | {'PIP_NO_INDEX': '1'}, text=True),
+        **dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob('*') if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def copy_tree(target: Path) -> Path:
+    """The files that a commit of everything would hold."""
+    if not (ROOT / '.git').exists() or not shutil.which('git'):
+        pytest.skip('no git checkout')
+    command = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    names = subprocess.check_output(command, cwd=ROOT, text=True).split('\0')
+    for name in filter(None, names):
+        if (ROOT / name).is_file():  # not so if it is about to be removed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory) -> Path:
+    return copy_tree(tmp_path_factory.mktemp('tree'))
+
+
+@pytest.fixture(scope='module')
+def wheel(tree, tmp_path_factory) -> dict[str, bytes]:
+    """The files in the wheel of a tree in which something was built before."""
+    folder = tmp_path_factory.mktemp('built')
+    source, out = shutil.copytree(tree, folder / 'tree'), folder / 'out'
+    for leftover in (
+        'tools/__pycache__/train.cpython-311.pyc',
+        'build/lib/pvt_mm/.mim/configs/renamed.py',
+    ):
+        (source / leftover).parent.mkdir(parents=True)
+        (source / leftover).write_bytes(b'')
+    options = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '-w', out]
+    python('-m', 'pip', 'wheel', '.', *options, cwd=source)
+    (path,) = out.iterdir()
+    assert path.name == f'pvt_mmlab-{pvt_mm.__version__}-py3-none-any.whl'
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope='module')
+def info() -> str:
+    return f'pvt_mmlab-{pvt_mm.__version__}.dist-info'
+
+
+def packed(wheel: dict[str, bytes], folder: str) -> dict[str, bytes]:
+    return {n.removeprefix(folder): c for n, c in wheel.items() if n.startswith(folder)}
+
+
+def test_configs_and_tools_are_in_the_wheel_as_they_are(wheel, tree):
+    expected = {n: c for n, c in contents(tree).items() if n.split('/')[0] in MIM}
+    assert len(expected) > 50
+    assert {'model-index.yml', 'configs/retinanet/metafile.yml', 'tools/dist.sh'} <= set(expected)
+    assert packed(wheel, 'pvt_mm/.mim/') == expected
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel, tree, info):
+    assert {name.split('/')[0] for name in wheel} == {'pvt_mm', info}
+    modules = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
+    assert modules == {p.name: p.read_bytes() for p in (tree / 'pvt_mm').glob('*.py')}
+    # A script would be listed before the package in RECORD, where mim looks for its folder.
+    assert f'{info}/entry_points.txt' not in wheel
+
+
+def test_mim_finds_the_folder_of_the_package(wheel, info):
+    """mim takes the first file in RECORD, which the wheel writes and pip sorts."""
+    names = [line.split(',')[0] for line in wheel[f'{info}/RECORD'].decode().splitlines()]
+    assert set(names) == set(wheel)
+    assert names[0].startswith('pvt_mm/')
+    assert sorted(names)[0].startswith('pvt_mm/')
+
+
+def test_metadata(wheel, info):
+    metadata = email.message_from_bytes(wheel[f'{info}/METADATA'])
+    assert metadata['Name'] == 'pvt-mmlab'
+    assert metadata['Version'] == pvt_mm.__version__
+    assert metadata['Requires-Python'] == '>=3.10'
+    requirements = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
+    # Installing this alone never touches torch, mmcv, mmdet or mmseg.
+    assert all(r.marker and not r.marker.evaluate({'extra': ''}) for r in requirements)
+    assert not [r for r in requirements if r.name in ('mmcv', 'onedl-mmcv', 'torch')]
+    for extra, expected in EXTRAS.items():
+        listed = [r for r in requirements if r.marker.evaluate({'extra': extra})]
+        assert {f'{r.name}{r.specifier}' for r in listed} == expected
+
+
+def test_the_sdist_can_be_tested_and_built(tree, tmp_path):
+    source = shutil.copytree(tree, tmp_path / 'tree')
+    printed = python('setup.py', 'sdist', '--dist-dir', tmp_path, cwd=source)
+    assert not re.findall('^warning: .*', printed, re.MULTILINE)
+    (path,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(path) as archive:
+        names = {n.name.split('/', 1)[1] for n in archive.getmembers() if n.isfile()}
+    expected = {n for n in contents(tree) if not n.startswith(NOT_IN_SDIST)}
+    assert expected <= names
+    made = {n for n in names - expected if not n.startswith('pvt_mmlab.egg-info/')}
+    assert made == {'PKG-INFO', 'setup.cfg'}
+
+    # Packed on a tree in use, it holds the same.
+    (source / 'tests/__pycache__').mkdir()
+    (source / 'tests/__pycache__/test_pvt.cpython-311.pyc').write_bytes(b'')
+    (source / 'pvt_mm/.mim').mkdir()
+    (source / 'pvt_mm/.mim/configs').symlink_to('../../configs')
+    python('setup.py', '-q', 'sdist', '--dist-dir', tmp_path, cwd=source)
+    with tarfile.open(path) as archive:
+        assert {n.name.split('/', 1)[1] for n in archive.getmembers() if n.isfile()} == names
+
+
+def test_building_in_place_keeps_the_sources(tree, tmp_path):
+    source = shutil.copytree(tree, tmp_path / 'tree')
+    for _ in range(2):
+        python('setup.py', '-q', 'build_py', '--build-lib', '.', cwd=source)
+        after = contents(source)
+        assert {name: after.get(name) for name in contents(tree)} == contents(tree)
+        assert (source / 'pvt_mm/.mim/model-index.yml').is_file()
+
+
+@pytest.mark.skipif(not (ROOT / 'pvt_mm/.mim').exists(), reason='not installed as editable')
+@pytest.mark.parametrize('name', MIM)
+def test_an_editable_checkout_links_to_its_own_files(name):
+    assert (ROOT / 'pvt_mm/.mim' / name).resolve() == ROOT.resolve() / name
+
+
+# --- what tools/setup_venv.sh refuses before it starts ------------------------------------------
+
+PROGRAMS = ('awk', 'basename', 'df', 'dirname', 'find', 'grep', 'head', 'mkdir', 'rm', 'sed')
+
+
+@pytest.fixture
+def bin_folder(tmp_path) -> Path:
+    """A folder to be the PATH: no compiler, and Pythons which only tell their version."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name in PROGRAMS:
+        (folder / name).symlink_to(shutil.which(name))
+    for name, version in (('old', '3.9'), ('good', '3.11'), ('new', '3.14')):
+        script = f'#!/bin/sh\ncase "$2" in *version_info*) echo {version} ;; esac\n'
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    (folder / 'broken').write_text('#!/bin/sh\nexit 1\n')
+    (folder / 'broken').chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('interpreter', 'variables', 'message'),
+    [
+        ('old', {}, "'old' is Python 3.9, .* Python 3.10 to 3.13; .* make PYTHON=python3.11 demo"),
+        ('new', {}, "'new' is Python 3.14, .* Python 3.10 to 3.13; "),
+        ('broken', {}, "'broken' does not run; name one with: make PYTHON="),
+        ('python3.12', {}, "found no 'python3.12' on PATH; install Python 3.10 to 3.13, "),
+        (None, {}, "found no 'python3' on PATH; "),
+        ('good', {'MIN_FREE_GB': '999999999'}, r'\d+ GB free for .* needs 999999999 GB; make room'),
+        ('good', {}, r"'c\+\+' is no working C\+\+17 compiler, .*apt install g\+\+.*CXX"),
+        ('good', {'CXX': 'my-c++'}, r"'my-c\+\+' is no working C\+\+17 compiler, "),
+    ],
+)
+def test_setup_refuses_in_one_sentence(interpreter, variables, message, bin_folder, tmp_path):
+    venv = tmp_path / 'new folder' / 'venv'
+    command = [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', venv, interpreter]
+    done = subprocess.run(
+        [str(word) for word in command if word],
+        # An empty cache, so that the compiler is needed.
+        env={'PATH': str(bin_folder), 'XDG_CACHE_HOME': str(tmp_path), 'MIN_FREE_GB': '0'}
+        | variables,
+        **dict(capture_output=True, text=True, timeout=30),
+    )
+    assert (done.returncode, done.stdout) == (1, ''), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(f'setup_venv: {message}', line), line
+    assert not venv.exists()
+
+
+@pytest.mark.parametrize('variables', [{}, {'HOME': '/home/me'}], ids=['no home', 'home'])
+def test_setup_needs_no_home(variables, bin_folder, tmp_path):
+    done = subprocess.run(
+        [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', tmp_path / 'venv', 'old'],
+        env={'PATH': str(bin_folder)} | variables,
+        **dict(capture_output=True, text=True, timeout=30),
+    )
+    assert done.stderr.startswith("setup_venv: 'old' is Python 3.9, ")
