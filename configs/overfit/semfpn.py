@@ -3,7 +3,7 @@
 _base_ = '../semfpn/pvt_t_fpn_40k.py'
 
 model = dict(
-    data_preprocessor=dict(size=(320, 320)),
+    data_preprocessor=dict(size=(256, 256)),
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
     decode_head=dict(dropout_ratio=0.0),
 )
@@ -11,12 +11,12 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='Resize', scale=(320, 320), keep_ratio=False),
+    dict(type='Resize', scale=(256, 256), keep_ratio=False),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 320), keep_ratio=False),
+    dict(type='Resize', scale=(256, 256), keep_ratio=False),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
@@ -27,7 +27,7 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=3e-4), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=400, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=300, by_epoch=False),
 ]
-train_cfg = dict(max_iters=400, val_interval=100)
+train_cfg = dict(max_iters=300, val_interval=100)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))
