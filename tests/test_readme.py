@@ -42,7 +42,7 @@ def test_backbone_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('folder', 'schedule', 'column'),
-    [('retinanet', '1x', 2), ('maskrcnn', '1x', 3), ('semfpn', '40k', 4)],
+    [('retinanet', '1x', 2), ('maskrcnn', '1x', 4), ('semfpn', '40k', 6)],
 )
 def test_table(folder, schedule, column):
     entries = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())['Models']
