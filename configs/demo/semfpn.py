@@ -29,15 +29,15 @@ train_pipeline = [
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (128, 128)
 train_dataloader = dict(
-    batch_size=8, num_workers=2, dataset=dict(**dataset, pipeline=train_pipeline)
+    batch_size=4, num_workers=2, dataset=dict(**dataset, pipeline=train_pipeline)
 )
 val_dataloader = dict(num_workers=2, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(lr=7e-4), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=400, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=1000, by_epoch=False),
 ]
-train_cfg = dict(max_iters=400, val_interval=100)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))
+train_cfg = dict(max_iters=1000, val_interval=200)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=1))
