@@ -21,7 +21,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import ParamSchedulerHook
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -188,6 +188,9 @@ def read_optimizer(wrapper: dict) -> dict:
     wrapper = dict(clip_grad=None, accumulative_counts=1, paramwise_cfg=None) | wrapper
     wrapper.setdefault('constructor', 'DefaultOptimWrapperConstructor')
     amp_only = ('loss_scale', 'dtype')  # AmpOptimWrapper cannot be built without a GPU
+    if wrapper['type'] == 'AmpOptimWrapper':
+        parameters = inspect.signature(AmpOptimWrapper).parameters
+        wrapper = {name: parameters[name].default for name in amp_only} | wrapper
     plain = {k: v for k, v in wrapper.items() if k not in amp_only} | {'type': 'OptimWrapper'}
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     groups = build_optim_wrapper(model, plain).optimizer.param_groups
