@@ -30,11 +30,11 @@ def build(config: str) -> torch.nn.Module:
 
 
 def check_loss_step(model: torch.nn.Module, data: dict) -> None:
-    """A step of SGD gives every parameter a gradient and makes the loss smaller."""
+    """Every parameter gets a gradient, and three steps of AdamW make the loss clearly smaller."""
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(2):
+    for _ in range(4):
         torch.manual_seed(0)
         prepared = model.data_preprocessor(data, True)
         loss, _ = model.parse_losses(model(**prepared, mode='loss'))
@@ -44,7 +44,7 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
         assert not without
         optimizer.step()
         losses.append(loss.item())
-    assert losses[1] < losses[0] < float('inf')
+    assert losses[-1] < 0.9 * losses[0] < float('inf')
 
 
 @pytest.mark.parametrize('arch', ARCHS)
