@@ -196,7 +196,7 @@ build_mmcv() {
     jobs=${MAX_JOBS:-$("$VENV/bin/python" -c '
 import os
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')}
-    say "4/6 onedl-mmcv $(pinned onedl-mmcv): compiling its operators, $jobs at a time (about 20 minutes of one core)"
+    say "4/6 onedl-mmcv $(pinned onedl-mmcv): compiling its operators, $jobs at a time (20 to 40 minutes of one core)"
     WORK=$(mktemp -d)
     start env TMPDIR="$WORK" MMCV_WITH_OPS=1 MAX_JOBS="$jobs" "$VENV/bin/python" -m pip wheel -v \
         --disable-pip-version-check --no-input --no-build-isolation --no-cache-dir --no-deps \

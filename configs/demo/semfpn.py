@@ -33,10 +33,10 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=2, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=900, begin=100, end=1000, by_epoch=False),
+    dict(type='CosineAnnealingLR', T_max=400, begin=100, end=500, by_epoch=False),
 ]
-train_cfg = dict(max_iters=1000, val_interval=200)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=1))
+train_cfg = dict(max_iters=500, val_interval=100)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))

@@ -5,7 +5,8 @@ _base_ = '../semfpn/pvt_t_fpn_40k.py'
 model = dict(
     data_preprocessor=dict(size=(256, 256)),
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
-    decode_head=dict(dropout_ratio=0.0),
+    neck=dict(out_channels=128),
+    decode_head=dict(in_channels=[128, 128, 128, 128], dropout_ratio=0.0),
 )
 
 train_pipeline = [
@@ -27,7 +28,7 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=3e-4), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=300, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=100, end=400, by_epoch=False),
 ]
-train_cfg = dict(max_iters=300, val_interval=100)
+train_cfg = dict(max_iters=400, val_interval=100)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))

@@ -3,9 +3,9 @@
     python tools/dataset/make_shapes.py data/shapes [--train 800] [--val 80] [--size 128] [--seed 0]
 
 It is meant for training from scratch in minutes, on a CPU. Every image holds 2 to 5 shapes, the
-later over the earlier, in colours and textures which say nothing about the class. Boxes, masks and
-label maps are exact and describe the visible part. Image i of a split depends on the seed, the size
-and i only, so a larger dataset begins with the smaller one.
+later over the earlier. Two of three wear the colour and texture typical of their class, the others
+any. Boxes, masks and label maps are exact and describe the visible part. Image i of a split depends
+on the seed, the size and i only, so a larger dataset begins with the smaller one.
 
     data/shapes/coco/                        annotations/instances_{train,val}2017.json
                                              {train,val}2017/000000000001.jpg
@@ -33,7 +33,10 @@ from pycocotools import mask as coco_mask
 
 CLASSES = ('disk', 'square', 'triangle', 'star', 'ring', 'cross')
 CATEGORY_IDS = (1, 2, 3, 5, 8, 13)  # with gaps, like COCO's own
-TEXTURES = ('stripes', 'checks', 'noise', 'gradient')
+# The textures, and hues from 0 to 1, that are typical of each class.
+TEXTURES = ('stripes', 'checks', 'noise', 'gradient', 'dots', 'plain')
+HUES = (0.0, 0.15, 0.3, 0.5, 0.65, 0.8)
+TYPICAL_SHARE = 2 / 3
 SPLITS = (('train', 'training'), ('val', 'validation'))  # COCO's name, ADE20K's name
 
 # Lengths are in pixels of a 128 pixel image.
@@ -74,22 +77,33 @@ def draw_shape(name: str, centre: complex, spoke: complex, size: int) -> np.ndar
     return mask.astype(bool)
 
 
-def draw_texture(palette: tuple, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Image (size, size, 3), float BGR from 0 to 255, which blends two tones of one hue."""
+def draw_texture(
+    palette: tuple, size: int, rng: np.random.Generator, label: int | None = None
+) -> np.ndarray:
+    """Image (size, size, 3), float BGR from 0 to 255, which blends two tones of one hue.
+
+    Hue and texture are those typical of a class, or any.
+    """
     saturation, light, share = (rng.uniform(*bounds) for bounds in palette)
     hue, angle, period = rng.random(), rng.uniform(0, 2 * np.pi), rng.uniform(6, 16)
+    kind = rng.choice(TEXTURES)
+    if label is not None:
+        hue, kind = HUES[label], TEXTURES[label]
     y, x = np.mgrid[:size, :size] / size * 128
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
-    kind = rng.choice(TEXTURES)
     if kind == 'stripes':
         blend = along % period < period / 2
     elif kind == 'checks':
         blend = (along % period < period / 2) ^ (across % period < period / 2)
     elif kind == 'noise':
         blend = cv2.resize(rng.random((32, 32)), (size, size), interpolation=cv2.INTER_LINEAR)
-    else:  # gradient
+    elif kind == 'dots':
+        blend = np.hypot(along % period - period / 2, across % period - period / 2) < period / 3
+    elif kind == 'gradient':
         blend = (1 + np.sin(along / 10)) / 2
+    else:  # plain
+        blend = np.zeros((size, size))
     bgr = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, light)[::-1])
     return bgr * (1 - (1 - share) * blend[..., None])
 
@@ -115,7 +129,8 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         least = MIN_VISIBLE_SHARE * np.array([*areas, whole.sum()])
         if (visible < np.maximum(least, MIN_VISIBLE_PIXELS * scale**2)).any():
             continue  # it would hide itself or an earlier shape: draw another
-        image[shape] = draw_texture(VIVID, size, rng)[shape]
+        is_typical = rng.random() < TYPICAL_SHARE
+        image[shape] = draw_texture(VIVID, size, rng, label if is_typical else None)[shape]
         owner = covered
         labels.append(label)
         areas.append(whole.sum())
