@@ -20,7 +20,8 @@ def main() -> None:
         name, metrics = demo.HEADS[head]
         metrics = [metrics[0]._replace(required=required), *metrics[1:]]
         demo.HEADS[head] = (name, metrics)
-        scalars = max((runs / head).glob('*/vis_data/scalars.json'))  # of the latest run
+        written = sorted((runs / head).glob('*/vis_data/scalars.json'))
+        scalars = [path for path in written if '"loss"' in path.read_text()][-1]  # latest training
         curves = demo.read_curves(scalars, metrics)
         results.append(demo.Result(head, curves, {}, 0.0, 0.0))
         print(head, {metric.name: curves[metric.name] for metric in metrics})
