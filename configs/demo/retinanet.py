@@ -31,9 +31,9 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=3, end=3),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=6, end=6),
 ]
-train_cfg = dict(max_epochs=3, val_interval=1)
+train_cfg = dict(max_epochs=6, val_interval=1)
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(max_keep_ckpts=1),
