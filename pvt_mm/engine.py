@@ -125,7 +125,8 @@ class ToolRunner(Runner):
 @contextlib.contextmanager
 def finish_before_interrupt() -> Iterator[None]:
     """Let Ctrl-C wait until the block is done (in the main thread, the only one it reaches)."""
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # ignored by nohup ... &
         yield
         return
     interrupted = []

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import warnings
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pvt_mm import PVT, PVTv2
+
+# Started in the background by a script, pytest would ignore it, and so would the tools under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THREADS = int(os.environ.get('OMP_NUM_THREADS', 2))
 ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]

@@ -125,6 +125,15 @@ def test_no_guard_in_other_threads():
         assert pool.submit(guarded).result() == 1
 
 
+def test_an_ignored_interrupt_stays_ignored():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with engine.finish_before_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 @pytest.mark.parametrize('saves', [True, False])
 def test_an_interrupt_names_the_checkpoint_to_go_on_from(tmp_path, capfd, saves):
     runner = toy_runner(tmp_path, hooks=[Interrupter()])
