@@ -19,10 +19,19 @@ def build(config: str) -> torch.nn.Module:
     from mmseg.registry import MODELS as SEGMENTORS
 
     cfg.model.backbone.init_cfg = None
-    cfg.model.backbone.drop_path_rate = 0.0
-    if 'roi_head' in cfg.model:
-        cfg.model.train_cfg.rcnn.sampler.num = 32  # 512 take most of the time
+    if cfg.model.backbone.type in ('PVT', 'PVTv2'):
+        cfg.model.backbone.drop_path_rate = 0.0
+    if cfg.model.type == 'SparseRCNN':
+        cfg.model.rpn_head.num_proposals = 20
+        cfg.model.test_cfg.rcnn.max_per_img = 20
+    elif 'roi_head' in cfg.model:
+        stages = cfg.model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 32  # 512 take most of the time
         cfg.model.test_cfg.rpn.max_per_img = 100
+    elif cfg.model.type == 'DETR':
+        cfg.model.num_queries = 20
+        cfg.model.test_cfg.max_per_img = 20
     models = SEGMENTORS if cfg.default_scope == 'mmseg' else DETECTORS
     model = revert_sync_batchnorm(models.build(cfg.model))
     model.init_weights()
@@ -47,17 +56,23 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
     assert losses[-1] < 0.998 * losses[0] < float('inf')
 
 
-@pytest.mark.parametrize('arch', ARCHS)
-@pytest.mark.parametrize('family', ['retinanet', 'maskrcnn'])
-def test_detectors(family, arch):
+@pytest.mark.parametrize(
+    'config',
+    [
+        *(f'{family}/{arch}_fpn_1x' for family in ('retinanet', 'maskrcnn') for arch in ARCHS),
+        *(f'{family}/pvt_v2_b2_li_fpn_3x' for family in ('cascade', 'atss', 'gfl', 'sparsercnn')),
+        'detr/pvt_s_50e',
+    ],
+)
+def test_detectors(config):
     from mmdet.testing import demo_mm_inputs
 
-    model = build(f'{family}/{arch}_fpn_1x.py')
+    model = build(f'{config}.py')
     shapes = [[3, 96, 128], [3, 128, 100]]
     data = demo_mm_inputs(2, shapes, num_classes=80, with_mask=True, use_box_type=False)
     check_loss_step(model, data)
     model.eval()
-    model_test_cfg = model.test_cfg if family == 'retinanet' else model.test_cfg.rcnn
+    model_test_cfg = model.test_cfg.rcnn if model.with_roi_head else model.test_cfg
     model_test_cfg.score_thr = 0.0  # untrained scores are near 0.01
     with torch.no_grad():
         samples = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
@@ -65,12 +80,12 @@ def test_detectors(family, arch):
     assert 0 < len(instances) <= 100
     assert instances.bboxes.isfinite().all()
     assert ((instances.labels >= 0) & (instances.labels < 80)).all()
-    if family == 'maskrcnn':
+    if config.startswith(('maskrcnn', 'cascade')):
         assert instances.masks.shape == (len(instances), *samples[0].ori_shape)
         assert instances.masks.dtype == torch.bool
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', [*ARCHS, 'r18'])
 def test_segmentors(arch):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample

@@ -50,9 +50,11 @@ def test_table(folder, schedule, column):
     published = {row[1].strip(' `'): re.findall(r'[\d.]+', row[column + 1]) for row in rows}
     expected = {}
     for entry in entries:
-        name = re.fullmatch(rf'configs/{folder}/(.+)_fpn_{schedule}.py', entry['Config'])[1]
+        path = re.fullmatch(rf'configs/{folder}/(pvt_.+)_fpn_{schedule}.py', entry['Config'])
+        if not path:
+            continue  # for docs/configs.md alone
         metrics = [v for result in entry['Results'] for v in result['Metrics'].values()]
-        expected[name] = [str(value) for value in metrics]
+        expected[path[1]] = [str(value) for value in metrics]
     assert published == expected
 
 

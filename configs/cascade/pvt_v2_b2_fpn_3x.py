@@ -1,0 +1,56 @@
+"""Cascade Mask R-CNN with PVTv2-B2, 36 epochs of COCO, 8 GPUs x 2 images: the authors' recipe."""
+
+_base_ = [
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+    '../_base_/coco_3x_ms.py',
+]
+custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='PVTv2',
+        arch='b2',
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth',
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+    roi_head=dict(
+        bbox_head=[
+            dict(
+                head,
+                type='ConvFCBBoxHead',
+                num_shared_convs=4,
+                num_shared_fcs=1,
+                norm_cfg=dict(type='SyncBN', requires_grad=True),
+                reg_class_agnostic=False,
+                reg_decoded_bbox=True,
+                loss_bbox=dict(type='GIoULoss', loss_weight=10.0),
+            )
+            for head in _base_.model.roi_head.bbox_head
+        ],
+    ),
+)
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',  # the authors: apex O1
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
+    paramwise_cfg=_base_.norms_undecayed,
+)
+train_cfg = dict(max_epochs=36)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(end=36, milestones=[27, 33])
+
+data_root = '{{$COCO_ROOT:data/coco/}}'
+train_pipeline = [*_base_.train_pipeline[:2], *_base_.ms_crop, _base_.train_pipeline[-1]]
+train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
+test_evaluator = val_evaluator

@@ -1,0 +1,19 @@
+"""DETR with PVT-Small, 50 epochs of COCO, 8 GPUs x 2 images: the authors' recipe."""
+
+_base_ = './r50_50e.py'
+custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='PVT',
+        arch='small',
+        out_indices=3,
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_small.pth',
+        ),
+    ),
+    neck=dict(in_channels=[512]),
+)
