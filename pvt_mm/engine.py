@@ -24,8 +24,10 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
+
+from .checkpoint import find_checkpoint, read_checkpoint
 
 # Beginnings of what is logged at every start and is no news; the log file has it.
 _LOGGED = (
@@ -150,6 +152,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='change the config: a.b=1 c="[x,y]"',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints with more than weights in them, which may run code',
+    )
     # torch.distributed.launch passes it; torchrun sets the environment variable.
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
 
@@ -177,7 +184,22 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     except FileNotFoundError as error:
         sys.exit(str(error))
     import_host(cfg.default_scope)
+    read_safely(args.trust_checkpoint)
     return cfg
+
+
+def read_safely(trust: bool = False) -> None:
+    """Make mmengine read every checkpoint as :mod:`pvt_mm.checkpoint` does, whatever asks for it.
+
+    Its own loader unpickles anything when reading weights alone fails.
+    """
+
+    def load_from_anywhere(filename: str, map_location: Any = None) -> dict:
+        return read_checkpoint(find_checkpoint(filename), map_location, trust)
+
+    CheckpointLoader.register_scheme(
+        prefixes=['', 'http://', 'https://'], loader=load_from_anywhere, force=True
+    )
 
 
 def import_host(scope: str) -> None:

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .archs import PVT_ARCHS, PVTV2_ARCHS, resolve_arch
+from .checkpoint import load_pretrained
 from .weights import adapt_state_dict, resize_pos_embed
 
-# Of the authors' two LayerNorm eps this is the one of the block and stage norms. Those of the
-# patch embedding and of the spatial reduction have torch's default, 1e-5.
+# Of the authors' two LayerNorm eps this is the one of the block and stage norms; `norm_eps` is the
+# one of the patch embedding and of the spatial reduction.
 BLOCK_EPS = 1e-6
 
 
@@ -66,7 +67,13 @@ class Attention(nn.Module):
     """Spatial-reduction attention, SRA (v1, section 3.3): keys and values from a coarser grid."""
 
     def __init__(
-        self, dim: int, num_heads: int, sr_ratio: int, attn_drop: float = 0.0, drop: float = 0.0
+        self,
+        dim: int,
+        num_heads: int,
+        sr_ratio: int,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -75,13 +82,13 @@ class Attention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
-        self.build_reduction(dim, sr_ratio)
+        self.build_reduction(dim, sr_ratio, norm_eps)
 
-    def build_reduction(self, dim: int, sr_ratio: int) -> None:
+    def build_reduction(self, dim: int, sr_ratio: int, norm_eps: float) -> None:
         self.sr = None
         if sr_ratio > 1:
             self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
-            self.norm = nn.LayerNorm(dim)
+            self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, M, C), M = (H // sr_ratio) * (W // sr_ratio)."""
@@ -99,11 +106,11 @@ class Attention(nn.Module):
 class LinearAttention(Attention):
     """Linear SRA (v2, section 3.1): keys and values pooled to 7 x 7 whatever the input size."""
 
-    def build_reduction(self, dim: int, sr_ratio: int) -> None:
+    def build_reduction(self, dim: int, sr_ratio: int, norm_eps: float) -> None:
         del sr_ratio  # the pooling takes its place, in every stage
         self.pool = nn.AdaptiveAvgPool2d(7)
         self.sr = nn.Conv2d(dim, dim, kernel_size=1)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, 49, C)."""
@@ -168,11 +175,17 @@ class PatchEmbed(nn.Module):
     """A strided convolution to tokens, and their norm."""
 
     def __init__(
-        self, in_channels: int, dim: int, kernel_size: int, stride: int, padding: int
+        self,
+        in_channels: int,
+        dim: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size, stride=stride, padding=padding)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C_in, H_in, W_in) -> (B, H * W, C) and (H, W)."""
@@ -201,6 +214,7 @@ class _Pyramid(BaseModule):
         drop_rate: float,
         attn_drop_rate: float,
         drop_path_rate: float,
+        norm_eps: float,
         init_cfg: dict | list[dict] | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -209,6 +223,7 @@ class _Pyramid(BaseModule):
         self.with_cp = with_cp
         self.drop_rate = drop_rate
         self.attn_drop_rate = attn_drop_rate
+        self.norm_eps = norm_eps
         for key, rate in dict(
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
         ).items():
@@ -327,11 +342,28 @@ class _Pyramid(BaseModule):
             )
 
     def init_weights(self) -> None:
-        """The authors' initialisation, then what ``init_cfg`` asks for (mmengine calls this)."""
-        if not self.is_init:
-            for module in self.modules():
-                self._init_module(module)
+        """The authors' initialisation, then what ``init_cfg`` asks for (mmengine calls this).
+
+        Raises:
+            OSError: the weight file is not there, and cannot be downloaded.
+            ValueError: it is no weight file, or a damaged one.
+            pickle.UnpicklingError: it holds more than weights.
+            RuntimeError: the weights are not those of this backbone.
+        """
+        if self.is_init:
+            super().init_weights()  # warns
+            return
+        for module in self.modules():
+            self._init_module(module)
+        # Weight files are read here, not by mmengine, which unpickles whatever they contain.
+        init_cfg = self.init_cfg
+        parts = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        self.init_cfg = [part for part in parts if part['type'] != 'Pretrained']
         super().init_weights()
+        self.init_cfg = init_cfg
+        for part in parts:
+            if part['type'] == 'Pretrained':
+                load_pretrained(self, **{k: v for k, v in part.items() if k != 'type'})
 
     def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -392,7 +424,10 @@ class PVT(_Pyramid):
         drop_rate: Dropout after position embedding, projections and feed-forward layers.
         attn_drop_rate: Dropout of the attention weights.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
-        init_cfg: mmengine's, e.g. ``dict(type='Pretrained', checkpoint='pvt_small.pth')``.
+        norm_eps: Of the norms in the patch embeddings and after spatial reduction. Weights that
+            MMDetection or Hugging Face trained want 1e-6 to give exactly their outputs.
+        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint='pvt_small')`` takes what
+            :func:`pvt_mm.checkpoint.load_pretrained` does.
 
     Raises:
         ValueError: an unknown ``arch``, numbers that do not fit together, stages that do not exist.
@@ -417,6 +452,7 @@ class PVT(_Pyramid):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        norm_eps: float = 1e-5,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
@@ -437,6 +473,7 @@ class PVT(_Pyramid):
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
+            norm_eps=norm_eps,
             init_cfg=init_cfg,
         )
         is_pair = isinstance(pretrain_img_size, Sequence)
@@ -458,11 +495,13 @@ class PVT(_Pyramid):
     def _make_patch_embed(self, stage: int) -> PatchEmbed:
         side = 4 if stage == 1 else 2
         dim = self.arch['embed_dims'][stage - 1]
-        return PatchEmbed(self._in_channels(stage), dim, kernel_size=side, stride=side, padding=0)
+        return PatchEmbed(self._in_channels(stage), dim, side, side, 0, self.norm_eps)
 
     def _make_block(self, stage: int, drop_path: float) -> Block:
         dim, num_heads, hidden_dim, sr_ratio = self._numbers(stage)
-        attn = Attention(dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate)
+        attn = Attention(
+            dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate, self.norm_eps
+        )
         return Block(dim, attn, Mlp(dim, hidden_dim, self.drop_rate), drop_path)
 
     def _enter(self, stage: int, x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -515,6 +554,7 @@ class PVTv2(_Pyramid):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        norm_eps: float = 1e-5,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
@@ -536,6 +576,7 @@ class PVTv2(_Pyramid):
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
+            norm_eps=norm_eps,
             init_cfg=init_cfg,
         )
         for stage in range(1, self.num_stages + 1):
@@ -546,13 +587,17 @@ class PVTv2(_Pyramid):
     def _make_patch_embed(self, stage: int) -> PatchEmbed:
         kernel_size, stride = (7, 4) if stage == 1 else (3, 2)
         dim = self.arch['embed_dims'][stage - 1]
-        return PatchEmbed(self._in_channels(stage), dim, kernel_size, stride, kernel_size // 2)
+        return PatchEmbed(
+            self._in_channels(stage), dim, kernel_size, stride, kernel_size // 2, self.norm_eps
+        )
 
     def _make_block(self, stage: int, drop_path: float) -> Block:
         dim, num_heads, hidden_dim, sr_ratio = self._numbers(stage)
         linear = self.arch['linear']
         attention = LinearAttention if linear else Attention
-        attn = attention(dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate)
+        attn = attention(
+            dim, num_heads, sr_ratio, self.attn_drop_rate, self.drop_rate, self.norm_eps
+        )
         return Block(dim, attn, ConvMlp(dim, hidden_dim, self.drop_rate, relu=linear), drop_path)
 
     def _leave(self, stage: int, x: Tensor) -> Tensor:

@@ -5,20 +5,24 @@ wherever weights come from: ``init_cfg``, ``load_from``, ``resume``, the checkpo
 ``tools/test.py`` and plain ``load_state_dict``, at top level and under any prefix.
 """
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .archs import PVT_ARCHS, PVTV2_ARCHS
+from .formats import CLASSIFIER, FORMATS, find_sources, has_class_slot, to_pvt_mm
 
-# What the authors' ImageNet classifiers hold besides the backbone. (v2's norm1..norm4 belong to
-# the backbone; v1's `norm` is the classifier's.)
-_CLASSIFIER = re.compile(r'(cls_token$|norm\.|head\.)')
 _NUMBERS = ('embed_dims', 'depths', 'mlp_ratios')  # what the shapes of the tensors tell
+# Under which keys trainers keep their weights; the averaged ones (EMA) only count without others.
+_WRAPPERS = ('state_dict', 'model', 'module', 'state_dict_ema', 'model_ema', 'ema_state_dict')
+_HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
 _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 
@@ -35,9 +39,10 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], hw: tuple[int, in
 def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     """Make the entries of ``state_dict`` under ``prefix`` those of ``model``, in place.
 
-    Drops what a dense backbone has no use for (the classifier, stages that are not built, the
-    class token's slot in the last position embedding), resizes position embeddings of another
-    grid and inflates a 3-channel stem to ``model.in_channels``.
+    Finds the backbone wherever it lies among them, renames the tensors of other libraries, drops
+    what a dense backbone has no use for (the classifier, stages that are not built, the class
+    token's slot in the last position embedding), resizes position embeddings of another grid and
+    inflates a 3-channel stem to ``model.in_channels``. Logs one line that says so.
 
     Raises:
         RuntimeError: the weights are of another architecture, or would not fill the backbone
@@ -45,23 +50,98 @@ def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> Non
             training from scratch.
     """
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    source = identify(_shapes(found))
-    is_classifier = any(_CLASSIFIER.match(key) for key in found)
-    for key in list(found):
-        stage = _STAGE.match(key)
-        if _CLASSIFIER.match(key) or (stage and int(stage[1]) > model.num_stages):
-            del found[key], state_dict[prefix + key]
-    _fit_pos_embeds(found, getattr(model, 'pos_grids', {}), is_classifier)
+    given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    source, inner, found = find_backbone(given)
+    numbers = identify(_shapes(found))
+    classifier = [key for key in found if CLASSIFIER.match(key)]
+    not_built = [key for key in found if _stage(key) > model.num_stages]
+    for key in classifier + not_built:
+        del found[key]
+    _fit_pos_embeds(found, getattr(model, 'pos_grids', {}), bool(classifier))
     stem = found.get('patch_embed1.proj.weight')
     if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
         found['patch_embed1.proj.weight'] = _inflate(stem, model.in_channels)
 
     shapes = _shapes(found)
     target = identify(expected) | {key: model.arch[key] for key in _NUMBERS}
-    if shapes != expected or not _is_part(source, target):
-        raise RuntimeError(_mismatch(expected, shapes, source, target, prefix))
+    if shapes != expected or not _is_part(numbers, target):
+        raise RuntimeError(_mismatch(expected, shapes, numbers, target, prefix))
+    for key in given:
+        del state_dict[prefix + key]
     state_dict.update({prefix + k: v for k, v in found.items()})
+
+    left_out = {
+        'the classifier': classifier,
+        f'stages after {model.num_stages}': not_built,
+        'not the backbone': [
+            k for k in given if not k.startswith(inner) and not _HF_CLASSIFIER.match(k)
+        ],
+    }
+    reasons = [f'{_listed(keys)} ({reason})' for reason, keys in left_out.items() if keys]
+    place = f' under {prefix + inner!r}' if prefix + inner else ''
+    print_log(
+        f'{describe(target)}: loaded {len(found)} of {len(expected)} tensors from '
+        f'{FORMATS[source].title}{place}' + ('; left out ' + ', '.join(reasons) if reasons else ''),
+        'current',
+        logging.INFO,
+    )
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """Names of tensors, in short: how many there are of each first part."""
+    counts = Counter(key.partition('.')[0] for key in keys)
+    return ', '.join(f'{head} x {n}' if n > 1 else head for head, n in counts.items())
+
+
+def _stage(key: str) -> int:
+    """The stage that a tensor belongs to, from 1; 0 for the classifier's."""
+    match = _STAGE.match(key)
+    return int(match[1]) if match else 0
+
+
+def find_backbone(given: Mapping) -> tuple[str, str, dict]:
+    """The PVT among what a file holds, as (source, prefix, tensors in our names).
+
+    Args:
+        given: Tensors by name, or a dict of them under one of the keys that trainers use.
+
+    Returns:
+        ``source`` is a key of FORMATS and ``prefix`` what the names had before their own. Where
+        there is no PVT both are '', and the third is what was given.
+
+    Raises:
+        RuntimeError: there are several.
+    """
+    given = unwrap(given)
+    sources = find_sources(given)
+    if not sources:
+        return '', '', dict(given)
+    at_top = [source for source in sources if not source[1]]
+    if at_top:  # copies beside it, like an average, are not meant
+        copies = tuple(prefix for _, prefix in sources if prefix)
+        given = {k: v for k, v in given.items() if not k.startswith(copies)}
+        sources = at_top
+    if len(sources) > 1:
+        listed = ', '.join(repr(prefix) for _, prefix in sources)
+        raise RuntimeError(
+            f'The checkpoint holds several PVT backbones, under {listed}: choose one of these as '
+            f'prefix in init_cfg.'
+        )
+    source, prefix = sources[0]
+    under = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    if source.startswith('hf'):  # which keeps the classifier beside the model, not in it
+        heads = {k: _HF_CLASSIFIER.sub('head.', k) for k in given if _HF_CLASSIFIER.match(k)}
+        under |= {head: given[k] for k, head in heads.items()}
+    tensors = {k: v for k, v in under.items() if isinstance(v, Tensor)}
+    others = {k: v for k, v in under.items() if k not in tensors}  # reported as a mismatch
+    return source, prefix, to_pvt_mm(tensors, source) | others
+
+
+def unwrap(content: Mapping) -> Mapping:
+    """The tensors by name in the dict that a trainer saved, or what was given."""
+    inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+    tensors = next(inner, None)
+    return content if tensors is None else unwrap(tensors)
 
 
 def _shapes(tensors: Mapping) -> dict[str, tuple[int, ...] | None]:
@@ -83,16 +163,11 @@ def _fit_pos_embeds(
     if not is_classifier and all(e.shape[1] == math.prod(grids[s]) for s, e in embeds.items()):
         return
     for stage, embed in embeds.items():
-        tokens = embed.shape[1]
-        if stage == 4 and not _is_square(tokens) and _is_square(tokens - 1):
-            embed = embed[:, 1:]  # the class token's slot comes first
+        if stage == 4 and has_class_slot(embed):
+            embed = embed[:, 1:]
         side = math.isqrt(embed.shape[1])
         if side > 1 and side**2 == embed.shape[1]:
             found[f'pos_embed{stage}'] = resize_pos_embed(embed, (side, side), grids[stage])
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
 
 
 def _inflate(weight: Tensor, in_channels: int) -> Tensor:
@@ -137,6 +212,11 @@ def identify(shapes: Mapping[str, tuple[int, ...] | None]) -> dict:
     )
 
 
+def describe_backbone(tensors: Mapping[str, Tensor]) -> str:
+    """Name the architecture of tensors in our names, see :func:`describe`."""
+    return describe(identify(_shapes(tensors)))
+
+
 def _is_part(source: Mapping, target: Mapping) -> bool:
     """Whether all stages of ``source`` are those of ``target``, which may have more."""
     built = len(source.get('depths', ()))
@@ -175,11 +255,7 @@ def _mismatch(
             f'tools/test.py.'
         )
     if not source:
-        nested = next((k for k in found if k.endswith('.patch_embed1.proj.weight')), None)
-        if nested:
-            inner = nested.removesuffix('patch_embed1.proj.weight')
-            advice = f'its backbone lies under {inner!r}: add prefix={inner!r} to init_cfg.'
-        elif None in found.values():
+        if None in found.values():
             advice = (
                 f'its keys are {", ".join(list(found)[:4])}: save the dict of tensors among them '
                 f'as a file of its own.'

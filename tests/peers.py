@@ -7,8 +7,8 @@ from torch import nn
 from pvt_mm import PVT
 
 
-def builtin(model: nn.Module) -> nn.Module:
-    """MMDetection's backbone with the weights of ours, and the authors' eps where it errs."""
+def builtin(model: nn.Module, mend: bool = True) -> nn.Module:
+    """MMDetection's backbone with the weights of ours, its eps mended to be the authors'."""
     arch = model.arch
     peer = PyramidVisionTransformer if isinstance(model, PVT) else PyramidVisionTransformerV2
     peer = peer(
@@ -20,7 +20,7 @@ def builtin(model: nn.Module) -> nn.Module:
         drop_path_rate=0.0,
     )
     for name, module in peer.named_modules():
-        if name.endswith(('.0.norm', '.attn.norm')):
+        if mend and name.endswith(('.0.norm', '.attn.norm')):
             module.eps = 1e-5
     peer.to(next(model.parameters()).dtype)
     peer.load_state_dict(pvt_convert(model.state_dict()), strict=True)

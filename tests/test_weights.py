@@ -114,6 +114,49 @@ def test_a_stem_of_the_same_width_is_left_alone():
     assert torch.equal(twin.patch_embed1.proj.weight, model.patch_embed1.proj.weight)
 
 
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: {'model': s, 'epoch': 3, 'optimizer': {'state': {}}},
+        lambda s: {'state_dict': s, 'meta': {}},
+        lambda s: {'state_dict': {'module.' + k: v for k, v in s.items()}},
+        lambda s: {'model': {k: torch.zeros_like(v) for k, v in s.items()} | s, 'model_ema': {}},
+        lambda s: {'model_ema': {'module.' + k: v for k, v in s.items()}, 'epoch': 3},
+        lambda s: {'backbone.' + k: v for k, v in s.items()} | {'neck.w': torch.zeros(1)},
+        lambda s: s | {'ema.' + k: torch.zeros_like(v) for k, v in s.items()},
+    ],
+)
+@few_archs
+def test_wherever_the_backbone_lies(cls, arch, wrap, capfd):
+    model = cls(arch)
+    state = classifier_file(model)
+    model.load_state_dict(wrap(state), strict=True)
+    assert torch.equal(model.block1[0].attn.kv.weight, state['block1.0.attn.kv.weight'])
+
+
+def report(model: nn.Module, state: dict, capfd) -> str:
+    capfd.readouterr()
+    model.load_state_dict(state)
+    return ''.join(capfd.readouterr()).split('INFO - ')[1].strip()
+
+
+def test_one_line_says_what_was_loaded(capfd):
+    model = PVT('tiny')
+    assert report(model, model.state_dict(), capfd) == (
+        "PVT arch 'tiny': loaded 156 of 156 tensors from the authors' names"
+    )
+    assert report(model, classifier_file(model), capfd).endswith(
+        '; left out cls_token, norm x 2, head x 2 (the classifier)'
+    )
+    state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    state |= {'neck.w': torch.zeros(1), 'bbox_head.w': torch.zeros(1)}
+    assert report(PVT('tiny', out_indices=1), state, capfd) == (
+        "PVT arch 'tiny': loaded 70 of 70 tensors from the authors' names under 'backbone.'; left "
+        'out pos_embed3, patch_embed3 x 4, block3 x 36, pos_embed4, patch_embed4 x 4, block4 x 32 '
+        '(stages after 2), neck, bbox_head (not the backbone)'
+    )
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 
@@ -188,12 +231,12 @@ def test_other_numbers_are_described():
             'its first keys are conv1.weight: take another file',
         ),
         (
-            lambda s: {'model': s, 'optimizer': {}},
-            'its keys are model, optimizer: save the dict of tensors',
+            lambda s: {'weights': s, 'optimizer': {}},
+            'its keys are weights, optimizer: save the dict of tensors',
         ),
         (
-            lambda s: {f'backbone.{k}': v for k, v in s.items()},
-            "lies under 'backbone.': add prefix='backbone.' to init_cfg",
+            lambda s: {f'{who}.{k}': v for k, v in s.items() for who in ('student', 'teacher')},
+            "several PVT backbones, under 'student.', 'teacher.': choose one of these as prefix",
         ),
         (
             lambda s: without(s, 'block3.1.attn.kv.weight'),
@@ -245,12 +288,10 @@ def test_init_cfg_with_the_backbone_of_a_detector(tmp_path, wrapper):
     state = {f'backbone.{k}': v for k, v in randomise(PVTv2('b0')).state_dict().items()}
     state |= {'bbox_head.weight': torch.zeros(1)}
     path = save({wrapper: state, 'meta': {}} if wrapper else state, tmp_path / 'detector.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=path)
-    with pytest.raises(RuntimeError, match=r"add prefix='backbone\.' to init_cfg"):
-        PVTv2('b0', init_cfg=init_cfg).init_weights()
-    model = PVTv2('b0', init_cfg=dict(init_cfg, prefix='backbone.'))
-    model.init_weights()
-    assert torch.equal(model.norm4.weight, state['backbone.norm4.weight'])
+    for more in ({}, dict(prefix='backbone.')):
+        model = PVTv2('b0', init_cfg=dict(type='Pretrained', checkpoint=path, **more))
+        model.init_weights()
+        assert torch.equal(model.norm4.weight, state['backbone.norm4.weight'])
 
 
 def test_init_cfg_with_the_weights_of_another_arch(tmp_path):

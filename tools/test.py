@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 
+from pvt_mm.checkpoint import find_checkpoint
 from pvt_mm.engine import ToolRunner, add_arguments, load_config
 
 
@@ -30,10 +31,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
-        sys.exit(f'{args.checkpoint} does not exist, expected the checkpoint to test.')
+    try:
+        checkpoint = find_checkpoint(args.checkpoint)
+    except OSError as error:
+        sys.exit(str(error))
     cfg = load_config(args, splits=['test'])
-    cfg.load_from = args.checkpoint
+    cfg.load_from = str(checkpoint)
     is_segmentor = cfg.default_scope == 'mmseg'
     if args.out and not is_segmentor and not args.out.endswith('.pkl'):
         sys.exit(f'--out {args.out}: detections are kept in a pickle file, name it *.pkl.')

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 import torch
+from mmengine.runner import find_latest_checkpoint
 
 from pvt_mm.engine import ToolRunner, add_arguments, load_config
 
@@ -42,6 +43,9 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    replaced = cfg.load_from or (args.resume and find_latest_checkpoint(cfg.work_dir))
+    if replaced and 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None  # no download of what will be overwritten
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     if args.auto_scale_lr:

@@ -1,0 +1,98 @@
+"""tools/convert.py: what it writes loads elsewhere, and it says what it did."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from safetensors.torch import load_file, save_file
+
+from pvt_mm import PVT, PVTv2
+
+from .conftest import classifier_file, randomise
+
+ROOT = Path(__file__).parents[1]
+
+
+def convert(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / 'tools/convert.py', *arguments]
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+
+
+def detector() -> torch.nn.Module:
+    init_default_scope('mmdet')
+    from mmdet.registry import MODELS
+
+    cfg = Config.fromfile(ROOT / 'configs/retinanet/pvt_t_fpn_1x.py')
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model)
+
+
+def test_a_classifier_there_and_back(tmp_path):
+    state = classifier_file(PVTv2('b0'))
+    torch.save(dict(model=state, optimizer=dict(lr=1), epoch=3), tmp_path / 'in.pth')
+    result = convert(tmp_path / 'in.pth', tmp_path / 'hf.safetensors', '--to', 'hf')
+    assert result.stdout.strip() == (
+        f"{tmp_path}/hf.safetensors: PVTv2 arch 'b0' from the authors' names, 180 tensors in the "
+        f'names of hf'
+    )
+    assert 'pvt_v2.encoder.layers.0.blocks.0.attention.key.bias' in load_file(
+        tmp_path / 'hf.safetensors'
+    )
+    assert convert(tmp_path / 'hf.safetensors', tmp_path / 'back.pth', '--to', 'pvt_mm').stdout
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k], state[k]) for k in state)
+
+
+def test_a_whole_detector(tmp_path):
+    """Ours as MMDetection's: it loads strictly into MMDetection's own detector, and back."""
+    from mmdet.registry import MODELS
+
+    model = randomise(detector())
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'epoch_12.pth')
+    result = convert(tmp_path / 'epoch_12.pth', tmp_path / 'theirs.pth', '--to', 'mmdet')
+    assert not result.returncode, result.stderr
+    cfg = Config.fromfile(
+        ROOT / 'configs/retinanet/pvt_t_fpn_1x.py', import_custom_modules=False
+    ).model
+    cfg.backbone = dict(
+        type='PyramidVisionTransformer', num_layers=[2, 2, 2, 2], num_heads=[1, 2, 5, 8]
+    )
+    peer = MODELS.build(cfg)
+    peer.load_state_dict(torch.load(tmp_path / 'theirs.pth', weights_only=True), strict=True)
+    torch.save(dict(state_dict=peer.state_dict()), tmp_path / 'their_epoch.pth')
+    twin = detector()
+    twin.load_state_dict(peer.state_dict(), strict=True)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in twin.state_dict().items())
+    result = convert(tmp_path / 'their_epoch.pth', tmp_path / 'b.pth', '--to=pvt_mm', '--backbone')
+    assert 'without 28 tensors around it' in result.stdout
+    backbone = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert backbone.keys() == twin.backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ('name', 'to', 'message'),
+    [
+        ('exists.pth', 'timm', 'exists.pth exists: name a new file'),
+        ('out.bin', 'timm', 'out.bin: expected a name that ends in .pth or .safetensors'),
+        ('out.pth', 'timm', 'timm has no PVT v1'),
+    ],
+)
+def test_mistakes(tmp_path, name, to, message):
+    torch.save(PVT('tiny').state_dict(), tmp_path / 'in.pth')
+    (tmp_path / 'exists.pth').write_text('mine')
+    result = convert(tmp_path / 'in.pth', tmp_path / name, '--to', to)
+    assert result.returncode == 1
+    assert message in result.stderr and 'Traceback' not in result.stderr
+    assert (tmp_path / 'exists.pth').read_text() == 'mine'
+
+
+def test_no_pvt(tmp_path):
+    save_file({'conv1.weight': torch.zeros(1)}, tmp_path / 'in.safetensors')
+    result = convert(tmp_path / 'in.safetensors', tmp_path / 'out.pth', '--to', 'timm')
+    assert 'no PVT: its first keys are conv1.weight' in result.stderr
+    assert not (tmp_path / 'out.pth').exists()

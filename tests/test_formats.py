@@ -1,0 +1,149 @@
+"""Weights of other libraries: their own models, filled with random numbers, answer as ours."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from pvt_mm import PVT, PVTv2
+from pvt_mm.formats import LIBRARIES, find_sources, from_pvt_mm, to_pvt_mm
+
+from .conftest import all_archs, arch_id, classifier_file, randomise
+from .peers import builtin
+
+ROOT = Path(__file__).parents[1]
+PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
+
+
+def hugging_face(model: nn.Module, with_classifier: bool = False) -> nn.Module:
+    import transformers
+
+    arch, is_v1 = model.arch, isinstance(model, PVT)
+    kind = 'Pvt' if is_v1 else 'PvtV2'
+    numbers = dict(
+        hidden_sizes=arch['embed_dims'],
+        depths=arch['depths'],
+        num_attention_heads=arch['num_heads'],
+        mlp_ratios=arch['mlp_ratios'],
+    )
+    if is_v1:
+        numbers.update(sequence_reduction_ratios=arch['sr_ratios'])
+    else:
+        numbers.update(sr_ratios=arch['sr_ratios'], linear_attention=arch['linear'])
+    config = getattr(transformers, f'{kind}Config')(**numbers)
+    name = f'{kind}ForImageClassification' if with_classifier else f'{kind}Model'
+    return randomise(getattr(transformers, name)(config)).eval()
+
+
+def without_linear(pairs):
+    return [pair for pair in pairs if pair[1] != 'b2_li']
+
+
+def write_all(model: nn.Module):
+    for library in LIBRARIES:
+        if library != 'timm' or isinstance(model, PVTv2):
+            yield library, from_pvt_mm(model.state_dict(), library)
+
+
+@all_archs
+def test_every_tensor_has_its_place(cls, arch):
+    """As the load hook sees it: names and shapes; the next test has the values."""
+    with torch.device('meta'):
+        model, twin = cls(arch), cls(arch)
+    for _, written in write_all(model):
+        twin.load_state_dict(written, strict=True)
+
+
+@pytest.mark.parametrize(('cls', 'arch'), PEERS, ids=arch_id)
+def test_round_trips_are_exact(cls, arch):
+    model = randomise(cls(arch))
+    for library, written in write_all(model):
+        [(source, prefix)] = find_sources(written)
+        assert prefix == '' and source.split('_v2')[0] == library
+        twin = cls(arch)
+        # sorted by name, as safetensors files are
+        twin.load_state_dict(dict(sorted(written.items())), strict=True)
+        for name, value in twin.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), (library, name)
+        again = from_pvt_mm(to_pvt_mm(written, source), library)
+        assert again.keys() == written.keys()
+        assert all(torch.equal(again[k], written[k]) for k in written)
+
+
+@pytest.mark.parametrize(('cls', 'arch'), without_linear(PEERS), ids=arch_id)
+def test_mmdetection(cls, arch):
+    """Its state dict, its outputs with its own eps, and what we write for it."""
+    peer = randomise(builtin(cls(arch), mend=False)).eval().double()
+    model = cls(arch, norm_eps=1e-6).eval().double()
+    model.load_state_dict(peer.state_dict(), strict=True)
+    image = torch.randn(2, 3, 96, 64).double()
+    with torch.no_grad():
+        for ours, theirs in zip(model(image), peer(image), strict=True):
+            assert (ours - theirs).abs().max() < 1e-10 * theirs.abs().max()
+    twin = builtin(cls(arch), mend=False)
+    twin.load_state_dict(from_pvt_mm(model.state_dict(), 'mmdet'), strict=True)
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, peer.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(('cls', 'arch'), PEERS, ids=arch_id)
+def test_hugging_face(cls, arch):
+    model = cls(arch, norm_eps=1e-6).eval().double()
+    peer = hugging_face(model).double()
+    model.load_state_dict(peer.state_dict(), strict=True)
+    image = torch.randn(1, 3, 224, 224).double()
+    with torch.no_grad():
+        maps = model(image)
+        states = peer(image, output_hidden_states=True).hidden_states
+    if cls is PVT:
+        # The last of each stage, as tokens. In stage 4 all tokens attend to the class token, which
+        # a dense backbone does not have.
+        ends = [sum(model.arch['depths'][: i + 1]) - 1 for i in range(3)]
+        states = [states[i].transpose(1, 2) for i in ends]
+        maps = [m.flatten(2) for m in maps[:3]]
+    for ours, theirs in zip(maps, states, strict=True):
+        assert (ours - theirs).abs().max() < 1e-10 * theirs.abs().max()
+    peer.load_state_dict(from_pvt_mm(peer_in_our_names(peer), 'hf'), strict=True)
+
+
+def peer_in_our_names(peer: nn.Module) -> dict:
+    [(source, prefix)] = find_sources(peer.state_dict())
+    return to_pvt_mm({k.removeprefix(prefix): v for k, v in peer.state_dict().items()}, source)
+
+
+@pytest.mark.parametrize(('cls', 'arch'), PEERS, ids=arch_id)
+def test_classifiers_of_hugging_face(cls, arch):
+    """Ours as theirs: every tensor has its place; theirs as ours: the classifier is left out."""
+    model = cls(arch)
+    state = classifier_file(model)
+    peer = hugging_face(model, with_classifier=True)
+    peer.load_state_dict(from_pvt_mm(state, 'hf'), strict=True)
+    assert torch.equal(peer.classifier.weight, state['head.weight'])
+    model.load_state_dict(peer.state_dict(), strict=True)
+    assert torch.equal(model.block4[1].attn.kv.weight, state['block4.1.attn.kv.weight'])
+
+
+def test_timm_has_no_v1():
+    with pytest.raises(ValueError, match='timm has no PVT v1, expected one of pvt_mm, mmdet'):
+        from_pvt_mm(PVT('tiny').state_dict(), 'timm')
+
+
+def test_a_detector_that_mmdetection_trained():
+    """Given to our config with MMDetection's eps, it answers as in MMDetection."""
+    init_default_scope('mmdet')
+    from mmdet.registry import MODELS as DETECTORS
+
+    cfg = Config.fromfile(ROOT / 'configs/retinanet/pvt_t_fpn_1x.py').model
+    cfg.backbone.update(init_cfg=None, norm_eps=1e-6)
+    ours = DETECTORS.build(cfg).eval().double()
+    cfg.backbone = dict(type='PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
+    theirs = randomise(DETECTORS.build(cfg)).eval().double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image = torch.randn(1, 3, 96, 128).double()
+    with torch.no_grad():
+        for a, b in zip(ours(image), theirs(image), strict=True):
+            for level, expected in zip(a, b, strict=True):
+                assert (level - expected).abs().max() < 1e-10 * expected.abs().max()
