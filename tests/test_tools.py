@@ -20,11 +20,16 @@ import torch
 from pvt_mm import PVT
 
 from .conftest import classifier_file
+from .test_checkpoint import Planted
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
 pytestmark = pytest.mark.slow
 
+NO_WEIGHTS = [
+    f'model.backbone.init_cfg.{part}'
+    for part in ('_delete_=True', 'type=Pretrained', 'checkpoint=http://127.0.0.1:9/none.pth')
+]
 # Sixteen images of 64 pixels, two iterations per epoch.
 SHORT = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
 SHORT += ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
@@ -151,6 +156,7 @@ def test_resuming(detector, shapes, tmp_path):
     again = run(
         *(TOOLS / 'train.py', 'configs/demo/retinanet.py', '--work-dir', tmp_path),
         *('--resume', folder / 'epoch_1.pth', '--cfg-options', *DETECTOR, 'train_cfg.max_epochs=2'),
+        *NO_WEIGHTS,  # which nothing looks for, since a checkpoint replaces them
         env=shapes,
     )
     assert 'resumed epoch: 1, iter: 2' in again
@@ -281,11 +287,15 @@ def test_no_data(config, message, tmp_path):
         ('model.backbone.arch=tinny', "PVT has no arch 'tinny'; did you mean 'tiny'?"),
         ('model.backbone.depth=50', "unexpected keyword argument 'depth'"),
         ('load_from=WEIGHTS', "has nothing under 'backbone.'"),
+        ('load_from=EVIL', 'evil.pth holds more than weights (io.open)'),
     ],
 )
 def test_mistakes_in_a_config(change, message, shapes, tmp_path):
     torch.save(classifier_file(PVT('tiny')), tmp_path / 'weights.pth')
+    evil = dict(state_dict={}, meta=Planted(tmp_path / 'planted'))
+    torch.save(evil, tmp_path / 'evil.pth')
     change = change.replace('WEIGHTS', str(tmp_path / 'weights.pth'))
+    change = change.replace('EVIL', str(tmp_path / 'evil.pth'))
     config = 'configs/demo/retinanet.py'
     printed = run(
         *(TOOLS / 'train.py', config, '--work-dir', tmp_path, '--cfg-options', *DETECTOR, change),
@@ -293,6 +303,7 @@ def test_mistakes_in_a_config(change, message, shapes, tmp_path):
         code=1,
     )
     assert message in printed.strip().splitlines()[-1]
+    assert not (tmp_path / 'planted').exists()
 
 
 def test_mistakes_of_testing(shapes, tmp_path):
