@@ -28,6 +28,7 @@ def hugging_face(model: nn.Module, with_classifier: bool = False) -> nn.Module:
         depths=arch['depths'],
         num_attention_heads=arch['num_heads'],
         mlp_ratios=arch['mlp_ratios'],
+        num_labels=1000,
     )
     if is_v1:
         numbers.update(sequence_reduction_ratios=arch['sr_ratios'])
