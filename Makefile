@@ -1,6 +1,7 @@
 # `make` alone lists what there is.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 # Recipes quote both, so that spaces do no harm, and the shell then leaves ~ alone.
 override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
 override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
@@ -9,13 +10,13 @@ STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
-	@echo '  PYTHON=python3.11 names the Python to start from, VENV=.venv the environment, ARGS=... more arguments.'
+	@echo '  PYTHON=python3.11 names the Python to start from, VENV=.venv the environment, JOBS=2 how many tests at once, ARGS=... more arguments.'
 
 demo: $(STAMP)  ## set up on first use, then run the demonstration
 	"$(VENV)/bin/python" tools/demo.py $(ARGS)
 
 test: $(STAMP)  ## the whole test suite
-	"$(VENV)/bin/python" -m pytest $(ARGS)
+	"$(VENV)/bin/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	"$(VENV)/bin/ruff" check .

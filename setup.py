@@ -73,7 +73,7 @@ setup(
             'numpy<2',
             'setuptools<81',
         ],
-        'test': ['pytest>=8', 'pytest-cov>=6', 'safetensors', 'transformers>=5'],
+        'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors', 'transformers>=5'],
     },
     zip_safe=False,
 )

@@ -22,7 +22,7 @@ from filelock import FileLock  # which torch requires
 from torch import nn
 from torch.hub import tqdm  # a plain one where tqdm is not installed
 
-from .weights import unwrap
+from .weights import load_what_fits, unwrap
 
 # The authors' ImageNet classifiers by the names that `checkpoint` takes, and their size in MiB as
 # published; hashes are not published.
@@ -53,6 +53,7 @@ def load_pretrained(
     prefix: str = '',
     map_location: Any = 'cpu',
     trust_checkpoint: bool = False,
+    strict: bool = True,
 ) -> None:
     """Fill a backbone from a weight file: what ``init_cfg`` of type Pretrained does.
 
@@ -62,6 +63,7 @@ def load_pretrained(
         prefix: What the names in the file have before the backbone's, where several fit.
         map_location: As in ``torch.load``.
         trust_checkpoint: Unpickle anything that the file contains, see :func:`read_checkpoint`.
+        strict: False loads what fits and warns of the rest, instead of raising.
 
     Raises:
         RuntimeError: the weights are not those of this backbone.
@@ -71,7 +73,10 @@ def load_pretrained(
         state = unwrap(state)
         prefix = prefix.rstrip('.') + '.'
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    model.load_state_dict(state)
+    if strict:
+        model.load_state_dict(state)
+    else:
+        load_what_fits(model, state)
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

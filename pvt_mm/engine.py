@@ -23,11 +23,13 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
+from .pvt import PVT, PVTv2
+from .weights import count_by_part, unwrap
 
 # Beginnings of what is logged at every start and is no news; the log file has it.
 _LOGGED = (
@@ -75,6 +77,34 @@ class PeakMemoryHook(Hook):
         unit = 2**20 if sys.platform == 'darwin' else 2**10  # macOS counts bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
         runner.message_hub.update_scalar('train/memory', peak)
+
+
+class CompleteCheckpointHook(Hook):
+    """Refuses a checkpoint that leaves a part of the model as it was initialised.
+
+    For tools/test.py; who trains may well start from other heads. A PVT inside the model is left
+    to its own check, which knows the names of other libraries.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = {key: value.shape for key, value in model.state_dict().items()}
+        for name, module in model.named_modules():
+            if isinstance(module, (PVT, PVTv2)):
+                own = {k: v for k, v in own.items() if not k.startswith(f'{name}.')}
+        tensors = unwrap(checkpoint).items()
+        given = {k.removeprefix('module.'): v.shape for k, v in tensors if hasattr(v, 'shape')}
+        missing = [key for key, shape in own.items() if given.get(key) != shape]
+        if missing:
+            raise RuntimeError(
+                f'The checkpoint does not fit {len(missing)} of the {len(own)} tensors of this '
+                f'{type(model).__name__} outside its backbone ({count_by_part(missing)}): '
+                + (
+                    'an ImageNet classifier, or a backbone alone, cannot be tested, train it first.'
+                    if len(missing) == len(own)
+                    else 'test it with the config that it was trained with.'
+                )
+            )
 
 
 class ToolRunner(Runner):

@@ -49,18 +49,11 @@ def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> Non
             completely. mmengine loads with ``strict=False``; without this a wrong file would mean
             training from scratch.
     """
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    expected = _shapes(model.state_dict())
     given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     source, inner, found = find_backbone(given)
     numbers = identify(_shapes(found))
-    classifier = [key for key in found if CLASSIFIER.match(key)]
-    not_built = [key for key in found if _stage(key) > model.num_stages]
-    for key in classifier + not_built:
-        del found[key]
-    _fit_pos_embeds(found, getattr(model, 'pos_grids', {}), bool(classifier))
-    stem = found.get('patch_embed1.proj.weight')
-    if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
-        found['patch_embed1.proj.weight'] = _inflate(stem, model.in_channels)
+    left_out = _fit(model, found)
 
     shapes = _shapes(found)
     target = identify(expected) | {key: model.arch[key] for key in _NUMBERS}
@@ -70,14 +63,10 @@ def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> Non
         del state_dict[prefix + key]
     state_dict.update({prefix + k: v for k, v in found.items()})
 
-    left_out = {
-        'the classifier': classifier,
-        f'stages after {model.num_stages}': not_built,
-        'not the backbone': [
-            k for k in given if not k.startswith(inner) and not _HF_CLASSIFIER.match(k)
-        ],
-    }
-    reasons = [f'{_listed(keys)} ({reason})' for reason, keys in left_out.items() if keys]
+    left_out['not the backbone'] = [
+        k for k in given if not k.startswith(inner) and not _HF_CLASSIFIER.match(k)
+    ]
+    reasons = [f'{count_by_part(keys)} ({reason})' for reason, keys in left_out.items() if keys]
     place = f' under {prefix + inner!r}' if prefix + inner else ''
     print_log(
         f'{describe(target)}: loaded {len(found)} of {len(expected)} tensors from '
@@ -87,8 +76,42 @@ def adapt_state_dict(model: nn.Module, state_dict: dict, prefix: str, *_) -> Non
     )
 
 
-def _listed(keys: Iterable[str]) -> str:
-    """Names of tensors, in short: how many there are of each first part."""
+def load_what_fits(model: nn.Module, state_dict: Mapping) -> None:
+    """Copy the tensors whose names and shapes are those of ``model``, and warn about the others.
+
+    What ``strict=False`` in ``init_cfg`` asks for, where :func:`adapt_state_dict` would raise.
+    """
+    found = find_backbone(state_dict)[2]
+    _fit(model, found)
+    own, shapes = model.state_dict(), _shapes(found)
+    fitting = [key for key, value in own.items() if shapes.get(key) == tuple(value.shape)]
+    with torch.no_grad():
+        for key in fitting:
+            own[key].copy_(found[key])
+    others = [key for key in own if key not in fitting]
+    print_log(
+        f'{type(model).__name__}: loaded {len(fitting)} of {len(own)} tensors, as strict=False '
+        f'allows' + (f'; left as initialised {count_by_part(others)}' if others else ''),
+        'current',
+        logging.WARNING,
+    )
+
+
+def _fit(model: nn.Module, found: dict) -> dict[str, list[str]]:
+    """Bring tensors in our names to what ``model`` has, in place; what was left out, by reason."""
+    classifier = [key for key in found if CLASSIFIER.match(key)]
+    not_built = [key for key in found if _stage(key) > model.num_stages]
+    for key in classifier + not_built:
+        del found[key]
+    _fit_pos_embeds(found, getattr(model, 'pos_grids', {}), bool(classifier))
+    stem = found.get('patch_embed1.proj.weight')
+    if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
+        found['patch_embed1.proj.weight'] = _inflate(stem, model.in_channels)
+    return {'the classifier': classifier, f'stages after {model.num_stages}': not_built}
+
+
+def count_by_part(keys: Iterable[str]) -> str:
+    """Names of tensors in short: ``neck x 16, bbox_head x 12``."""
     counts = Counter(key.partition('.')[0] for key in keys)
     return ', '.join(f'{head} x {n}' if n > 1 else head for head, n in counts.items())
 

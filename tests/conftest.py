@@ -11,6 +11,9 @@ import pytest
 # What is tested is the same with a GPU, but not what the tools print and which backend they take.
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
+# Two workers of pytest-xdist (`make test`) do more than two threads; the tools inherit it.
+os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +22,7 @@ from pvt_mm import PVT, PVTv2
 # Started in the background by a script, pytest would ignore it, and so would the tools under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-THREADS = int(os.environ.get('OMP_NUM_THREADS', 2))
+THREADS = int(os.environ['OMP_NUM_THREADS'])
 ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]
 # Three stages of other numbers than any published arch, for what does not depend on the arch.
 SMALL = dict(

@@ -1,12 +1,14 @@
 """What the tools add to mmengine, in this process; test_tools.py runs the tools themselves."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 
-from pvt_mm import engine
+from pvt_mm import PVTv2, engine
 
 
 class Toy(BaseModel):
@@ -64,6 +66,38 @@ def test_console_shows_progress_and_the_file_everything(tmp_path, capfd):
     for noise in ['System environment', 'Hooks will be executed', 'SyncBatchNorm (SyncBN)']:
         assert noise not in console
         assert noise in logged
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s, None),
+        (lambda s: {f'module.{k}': v for k, v in s.items()} | {'more': torch.zeros(1)}, None),
+        (
+            lambda s: {k: v for k, v in s.items() if k.startswith('backbone.')},
+            r'3 of the 3 tensors of this Detector outside its backbone \(neck, head x 2\): '
+            r'an ImageNet classifier, or a backbone alone, cannot be tested',
+        ),
+        (
+            lambda s: s | {'head.weight': torch.zeros(3, 2)},
+            r'1 of the 3 .* \(head\): test it with the config that it was trained with',
+        ),
+    ],
+)
+def test_a_checkpoint_to_test_has_to_be_complete(change, message):
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = PVTv2('b0', out_indices=0)
+            self.neck = nn.PReLU()
+            self.head = nn.Linear(2, 1, bias=False)
+            self.head.register_buffer('mean', torch.zeros(1))
+
+    model = Detector()
+    runner, hook = SimpleNamespace(model=model), engine.CompleteCheckpointHook()
+    checkpoint = dict(state_dict=change(model.state_dict()), meta={})
+    with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
+        hook.after_load_checkpoint(runner, checkpoint)
 
 
 def test_memory_is_that_of_the_process(tmp_path):

@@ -27,8 +27,8 @@ def build(config: str) -> torch.nn.Module:
     elif 'roi_head' in cfg.model:
         stages = cfg.model.train_cfg.rcnn
         for stage in stages if isinstance(stages, list) else [stages]:
-            stage.sampler.num = 32  # 512 take most of the time
-        cfg.model.test_cfg.rpn.max_per_img = 100
+            stage.sampler.num = 16  # 512 take most of the time
+        cfg.model.test_cfg.rpn.max_per_img = 20
     elif cfg.model.type == 'DETR':
         cfg.model.num_queries = 20
         cfg.model.test_cfg.max_per_img = 20
@@ -49,7 +49,7 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
         loss, _ = model.parse_losses(model(**prepared, mode='loss'))
         optimizer.zero_grad()
         loss.backward()
-        without = [n for n, p in model.named_parameters() if p.grad is None]
+        without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without
         optimizer.step()
         losses.append(loss.item())
@@ -60,8 +60,14 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
     'config',
     [
         *(f'{family}/{arch}_fpn_1x' for family in ('retinanet', 'maskrcnn') for arch in ARCHS),
-        *(f'{family}/pvt_v2_b2_li_fpn_3x' for family in ('cascade', 'atss', 'gfl', 'sparsercnn')),
+        'retinanet/pvt_s_fpn_1x_640',
+        *(
+            f'{family}/{arch}_fpn_3x'
+            for family in ('maskrcnn', 'cascade', 'atss', 'gfl', 'sparsercnn')
+            for arch in ('pvt_v2_b2', 'pvt_v2_b2_li')
+        ),
         'detr/pvt_s_50e',
+        'detr/r50_50e',
     ],
 )
 def test_detectors(config):
@@ -72,7 +78,7 @@ def test_detectors(config):
     data = demo_mm_inputs(2, shapes, num_classes=80, with_mask=True, use_box_type=False)
     check_loss_step(model, data)
     model.eval()
-    model_test_cfg = model.test_cfg.rcnn if model.with_roi_head else model.test_cfg
+    model_test_cfg = model.test_cfg.rcnn if hasattr(model, 'roi_head') else model.test_cfg
     model_test_cfg.score_thr = 0.0  # untrained scores are near 0.01
     with torch.no_grad():
         samples = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
@@ -85,7 +91,7 @@ def test_detectors(config):
         assert instances.masks.dtype == torch.bool
 
 
-@pytest.mark.parametrize('arch', [*ARCHS, 'r18'])
+@pytest.mark.parametrize('arch', [*ARCHS, 'r18', 'r50', 'r101', 'x101_32x4d', 'x101_64x4d'])
 def test_segmentors(arch):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample

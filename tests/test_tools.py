@@ -312,7 +312,9 @@ def test_mistakes_of_testing(shapes, tmp_path):
     assert re.fullmatch(
         r'none\.pth does not exist \(from .*\), expected a weight file, .* pvt_v2_b5\.\n', printed
     )
-    torch.save({}, tmp_path / 'any.pth')
+    torch.save(classifier_file(PVT('tiny')), tmp_path / 'any.pth')
+    printed = run(TOOLS / 'test.py', config, tmp_path / 'any.pth', env=shapes, code=1)
+    assert 'an ImageNet classifier, or a backbone alone, cannot be tested' in printed
     arguments = [config, tmp_path / 'any.pth', '--out', 'predictions.json']
     printed = run(TOOLS / 'test.py', *arguments, env=shapes, code=1)
     assert 'name it *.pkl' in printed

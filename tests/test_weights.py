@@ -2,13 +2,14 @@
 
 import copy
 import itertools
+import logging
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pvt_mm import PVT, PVTv2
+from pvt_mm import PVT, PVTv2, weights
 from pvt_mm.weights import describe, identify
 
 from .conftest import ALL_ARCHS, SMALL, all_archs, arch_id, classifier_file, randomise
@@ -127,34 +128,39 @@ def test_a_stem_of_the_same_width_is_left_alone():
     ],
 )
 @few_archs
-def test_wherever_the_backbone_lies(cls, arch, wrap, capfd):
+def test_wherever_the_backbone_lies(cls, arch, wrap):
     model = cls(arch)
     state = classifier_file(model)
     model.load_state_dict(wrap(state), strict=True)
     assert torch.equal(model.block1[0].attn.kv.weight, state['block1.0.attn.kv.weight'])
 
 
-def report(model: nn.Module, state: dict, capfd) -> str:
-    capfd.readouterr()
-    model.load_state_dict(state)
-    return ''.join(capfd.readouterr()).split('INFO - ')[1].strip()
+@pytest.fixture
+def reported(monkeypatch) -> list[tuple[str, int]]:
+    """What is logged, and how serious it is."""
+    lines = []
+    monkeypatch.setattr(weights, 'print_log', lambda text, _, level: lines.append((text, level)))
+    return lines
 
 
-def test_one_line_says_what_was_loaded(capfd):
+def test_one_line_says_what_was_loaded(reported):
     model = PVT('tiny')
-    assert report(model, model.state_dict(), capfd) == (
-        "PVT arch 'tiny': loaded 156 of 156 tensors from the authors' names"
-    )
-    assert report(model, classifier_file(model), capfd).endswith(
-        '; left out cls_token, norm x 2, head x 2 (the classifier)'
-    )
+    model.load_state_dict(model.state_dict())
+    model.load_state_dict(classifier_file(model))
     state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
     state |= {'neck.w': torch.zeros(1), 'bbox_head.w': torch.zeros(1)}
-    assert report(PVT('tiny', out_indices=1), state, capfd) == (
-        "PVT arch 'tiny': loaded 70 of 70 tensors from the authors' names under 'backbone.'; left "
-        'out pos_embed3, patch_embed3 x 4, block3 x 36, pos_embed4, patch_embed4 x 4, block4 x 32 '
-        '(stages after 2), neck, bbox_head (not the backbone)'
-    )
+    PVT('tiny', out_indices=1).load_state_dict(state)
+    start = "PVT arch 'tiny': loaded 156 of 156 tensors from the authors' names"
+    assert reported == [
+        (start, logging.INFO),
+        (f'{start}; left out cls_token, norm x 2, head x 2 (the classifier)', logging.INFO),
+        (
+            "PVT arch 'tiny': loaded 82 of 82 tensors from the authors' names under 'backbone.'; "
+            'left out pos_embed3, pos_embed4, patch_embed3 x 4, block3 x 36, patch_embed4 x 4, '
+            'block4 x 28 (stages after 2), neck, bbox_head (not the backbone)',
+            logging.INFO,
+        ),
+    ]
 
 
 # --- mistakes -----------------------------------------------------------------------------------
@@ -301,6 +307,27 @@ def test_init_cfg_with_the_weights_of_another_arch(tmp_path):
         RuntimeError, match="those of PVTv2 arch 'b0', the model is PVTv2 arch 'b1'"
     ):
         model.init_weights()
+
+
+def test_what_fits_by_request(tmp_path, reported):
+    model = PVTv2('b1')
+    state = classifier_file(model)
+    state['block1.0.attn.q.weight'] = torch.zeros(3, 3)
+    del state['norm3.weight'], state['norm3.bias']
+    model.init_cfg = dict(
+        type='Pretrained', checkpoint=save(state, tmp_path / 'a.pth'), strict=False
+    )
+    model.init_weights()
+    assert reported == [
+        (
+            'PVTv2: loaded 173 of 176 tensors, as strict=False allows; left as initialised block1, '
+            'norm3 x 2',
+            logging.WARNING,
+        )
+    ]
+    assert torch.equal(model.block4[1].attn.kv.weight, state['block4.1.attn.kv.weight'])
+    assert model.block1[0].attn.q.weight.abs().max() > 0
+    assert (model.norm3.weight == 1).all()
 
 
 @pytest.mark.parametrize('in_detector', [False, True])

@@ -9,7 +9,7 @@ import os
 import sys
 
 from pvt_mm.checkpoint import find_checkpoint
-from pvt_mm.engine import ToolRunner, add_arguments, load_config
+from pvt_mm.engine import CompleteCheckpointHook, ToolRunner, add_arguments, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,6 +56,7 @@ def main() -> None:
             evaluator.update(output_dir=args.out, keep_results=True)
 
     runner = ToolRunner.from_cfg(cfg)
+    runner.register_hook(CompleteCheckpointHook())
     if args.out and not is_segmentor:
         from mmdet.evaluation import DumpDetResults
 

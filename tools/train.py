@@ -43,7 +43,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    replaced = cfg.load_from or (args.resume and find_latest_checkpoint(cfg.work_dir))
+    replaced = cfg.get('load_from') or (cfg.get('resume') and find_latest_checkpoint(cfg.work_dir))
     if replaced and 'backbone' in cfg.model:
         cfg.model.backbone.init_cfg = None  # no download of what will be overwritten
     if args.amp:

@@ -1,0 +1,142 @@
+"""Write the tables of models in README.md and docs/configs.md, from the metafiles.
+
+    python tools/model_zoo.py            # writes what has changed
+    python tools/model_zoo.py --check    # says what would change, exit status 1 if anything
+
+A table stands between ``<!-- models: NAMES -->`` and ``<!-- /models -->``, where NAMES are folders
+of configs/, or ``overview`` for the README's.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ('README.md', 'docs/configs.md')
+TABLE = re.compile(r'(<!-- models: (.+?) -->\n).*?(<!-- /models -->)', re.DOTALL)
+NOTHING = '–'
+RESULTS = ('box AP', 'mask AP', 'mIoU', 'mIoU (paper)')
+
+
+def models(folder: str) -> list[dict]:
+    """The entries of a metafile, with what their collection says of all."""
+    content = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text('utf-8'))
+    common = {c['Name']: c.get('Metadata', {}) for c in content['Collections']}
+    return [
+        model | dict(Metadata=common[model['In Collection']] | model['Metadata'])
+        for model in content['Models']
+    ]
+
+
+def metrics(model: dict) -> dict[str, float]:
+    return {k: v for result in model['Results'] for k, v in result['Metrics'].items()}
+
+
+def source(model: dict) -> str:
+    """R for the authors' README, P for a paper, and what of it where the two differ."""
+    text = model['Source']
+    letters = [letter for letter, word in (('R', 'README'), ('P', 'paper')) if word in text]
+    both = metrics(model)
+    if {'mIoU', 'mIoU (paper)'} <= both.keys():
+        return 'R; P'
+    return ', '.join(letters or ['none']) + (' (box)' if 'for box AP' in text else '')
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; what begins with a digit in the first row is aligned to the right."""
+    numbers = [bool(re.match(r'[\d–]', cell)) for cell in rows[0]]
+    rule = ['---:' if is_number else '---' for is_number in numbers]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in [header, rule, *rows])
+
+
+def recipes(folders: list[str]) -> str:
+    """The configs of folders, a row each."""
+    entries = [(folder, model) for folder in folders for model in models(folder)]
+    kinds = [kind for kind in RESULTS if any(kind in metrics(model) for _, model in entries)]
+    rows = []
+    for folder, model in entries:
+        data, found, path = model['Metadata'], metrics(model), Path(model['Config'])
+        name = path.stem if len(folders) == 1 else f'{folder}/{path.stem}'
+        length = f'{data["Epochs"]} ep' if 'Epochs' in data else f'{data["Iterations"] // 1000}k it'
+        rows.append(
+            [
+                *(f'[{name}](../{path})', data['Backbone']),
+                *(f'{data["Parameters (M)"]:.2f}', f'{data["FLOPs (G)"]:.1f}'),
+                *(length, str(data['Batch Size']), str(data['Learning Rate'])),
+                *(str(found.get(kind, NOTHING)) for kind in kinds),
+                *(source(model), ''),
+            ]
+        )
+    header = ['Config', 'Backbone', 'Params (M)', 'GFLOPs', 'Length', 'Batch', 'lr']
+    kinds = [kind.replace(' (paper)', ', paper') for kind in kinds]
+    return markdown([*header, *kinds, 'Source', 'ours'], rows)
+
+
+def backbones() -> str:
+    """The ImageNet classifiers, of which the configs take all but the head."""
+    rows = []
+    for model in models('backbones'):
+        data, name = model['Metadata'], model['Name']
+        rows.append(
+            [
+                *(f'[{name}]({model["Weights"]})', data['Backbone']),
+                *(
+                    f'{data["Parameters (M)"]:.2f}',
+                    f'{data["Parameters of the classifier (M)"]:.2f}',
+                ),
+                *(str(data['Published Parameters (M)']), f'{data["FLOPs (G)"]:.2f}'),
+                *(str(data['Published FLOPs (G)']), str(metrics(model)['Top 1 Accuracy'])),
+            ]
+        )
+    header = ['Name, weights', 'Backbone', 'Params (M)', 'with classifier', 'published']
+    return markdown([*header, 'GFLOPs at 224', 'published', 'ImageNet top 1'], rows)
+
+
+def overview() -> str:
+    """Three heads side by side, a row per backbone."""
+    columns = [('retinanet', '_1x'), ('maskrcnn', '_1x'), ('semfpn', '_40k')]
+    rows: dict[str, list[str]] = {}
+    for folder, schedule in columns:
+        for model in models(folder):
+            match = re.fullmatch(rf'(pvt_.+)_fpn{schedule}', Path(model['Config']).stem)
+            if match:
+                paper = metrics(model).get('mIoU (paper)')
+                found = [str(v) for k, v in metrics(model).items() if k != 'mIoU (paper)']
+                cell = ' / '.join(found) + (f' (paper {paper})' if paper else '')
+                start = [f'`{match[1]}`', model['Metadata']['Backbone']]
+                rows.setdefault(match[1], start).extend([cell, ''])
+    header = ['RetinaNet 1x, box AP', 'Mask R-CNN 1x, box / mask AP', 'Semantic FPN 40k, mIoU']
+    with_ours = [title for kind in header for title in (kind, 'ours')]
+    return markdown(['Name', 'Backbone', *with_ours], list(rows.values()))
+
+
+def render(document: str) -> str:
+    """A document with its tables made anew."""
+
+    def table(match: re.Match) -> str:
+        made = {'overview': overview, 'backbones': backbones}.get(match[2])
+        return match[1] + (made() if made else recipes(match[2].split())) + match[3]
+
+    return TABLE.sub(table, (ROOT / document).read_text('utf-8'))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--check', action='store_true', help='write nothing')
+    args = parser.parse_args()
+    changed = [name for name in DOCUMENTS if render(name) != (ROOT / name).read_text('utf-8')]
+    for name in changed:
+        if not args.check:
+            (ROOT / name).write_text(render(name), 'utf-8')
+        print(f'{name}: {"differs from the metafiles" if args.check else "written"}')
+    if args.check and changed:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
