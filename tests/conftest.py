@@ -1,10 +1,13 @@
 """What all tests share: one seed, one number of threads, the archs, the authors' files."""
 
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import warnings
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +25,7 @@ from pvt_mm import PVT, PVTv2
 # Started in the background by a script, pytest would ignore it, and so would the tools under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).parents[1]
 THREADS = int(os.environ['OMP_NUM_THREADS'])
 ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]
 # Three stages of other numbers than any published arch, for what does not depend on the arch.
@@ -66,6 +70,14 @@ def _hosts():
         warnings.simplefilter('ignore')
         import_host('mmdet')
         import_host('mmseg')
+
+
+def import_tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def randomise(model: nn.Module) -> nn.Module:
