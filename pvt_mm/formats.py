@@ -171,6 +171,12 @@ FORMATS = {
     ),
 }
 
+# What timm.create_model(..., features_only=True) has instead of stages.0.
+FORMATS['timm_v2_features'] = FORMATS['timm_v2']._replace(
+    signature=r'stages_0\.blocks\.0\.attn\.kv\.weight',
+    names={k.replace('stages.', 'stages_'): v for k, v in FORMATS['timm_v2'].names.items()},
+)
+
 
 def find_sources(keys: Iterable[str]) -> list[tuple[str, str]]:
     """Every PVT among these tensor names: its source, a key of FORMATS, and the prefix before it.

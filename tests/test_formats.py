@@ -1,7 +1,9 @@
 """Weights of other libraries: their own models, filled with random numbers, answer as ours."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -12,9 +14,11 @@ from pvt_mm import PVT, PVTv2
 from pvt_mm.formats import LIBRARIES, find_sources, from_pvt_mm, to_pvt_mm
 
 from .conftest import all_archs, arch_id, classifier_file, randomise
+from .golden import fill
 from .peers import builtin
 
 ROOT = Path(__file__).parents[1]
+TIMM = np.load(ROOT / 'tests/golden/timm.npz')
 PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
 
 
@@ -125,6 +129,37 @@ def test_classifiers_of_hugging_face(cls, arch):
     assert torch.equal(peer.classifier.weight, state['head.weight'])
     model.load_state_dict(peer.state_dict(), strict=True)
     assert torch.equal(model.block4[1].attn.kv.weight, state['block4.1.attn.kv.weight'])
+
+
+@pytest.mark.parametrize('arch', ['b0', 'b2_li'])
+@pytest.mark.parametrize('names', ['names', 'feature_names'])
+def test_timm(arch, names):
+    """Its names, its outputs, and what we write for it, by golden/make_timm.py."""
+    golden = {
+        key.removeprefix(f'pvt_v2_{arch}/'): TIMM[key] for key in TIMM if f'v2_{arch}/' in key
+    }
+    shapes = {
+        str(name): tuple(shape[shape > 0])
+        for name, shape in zip(golden['names'], golden['shapes'], strict=True)
+    }
+    state = {name: torch.from_numpy(fill.fill(name, shape)) for name, shape in shapes.items()}
+    if names == 'feature_names':
+        renamed = {re.sub(r'^stages\.', 'stages_', name): value for name, value in state.items()}
+        state = {name: renamed[name] for name in golden[names]}
+    model = PVTv2(arch).double().eval()
+    model.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        maps = model(torch.from_numpy(fill.image(64, 96)))
+    for stage, found in enumerate(maps, 1):
+        found = found.flatten()
+        values = found[fill.probe(found.numel(), 64, 96, stage)].numpy()
+        np.testing.assert_allclose(values, golden[f'stage{stage}/values'], rtol=0, atol=1e-10)
+        whole = [found.mean().item(), found.std(correction=0).item(), found.norm().item()]
+        np.testing.assert_allclose(whole, golden[f'stage{stage}/mean_std_l2'], rtol=1e-9)
+    written = from_pvt_mm(model.state_dict(), 'timm')
+    assert {k: tuple(v.shape) for k, v in written.items()} == {
+        k: v for k, v in shapes.items() if not k.startswith('head.')
+    }
 
 
 def test_timm_has_no_v1():

@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from pvt_mm import PVT
 
-from .conftest import classifier_file
+from .conftest import classifier_file, import_tool
 from .test_checkpoint import Planted
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,28 @@ def test_mixed_precision_needs_a_gpu(change, shapes, tmp_path):
     arguments = ['configs/demo/retinanet.py', '--work-dir', tmp_path, *change]
     printed = run(TOOLS / 'train.py', *arguments, env=shapes, code=1)
     assert printed.splitlines()[-1].startswith('Mixed precision needs a GPU and there is none')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'dtype'),
+    [([], None), (['--amp'], 'float16'), (['--amp', 'bfloat16'], 'bfloat16')],
+)
+def test_mixed_precision(arguments, dtype, shapes, monkeypatch):
+    """What the Runner would get on a machine with a GPU."""
+    train, seen = import_tool('train'), []
+    runner = SimpleNamespace(train=lambda: None)
+    monkeypatch.setattr(
+        train, 'ToolRunner', SimpleNamespace(from_cfg=lambda cfg: seen.append(cfg) or runner)
+    )
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *arguments])
+    monkeypatch.chdir(ROOT)
+    train.main()
+    wrapper = seen[0].optim_wrapper
+    assert wrapper.type == ('AmpOptimWrapper' if dtype else 'OptimWrapper')
+    assert wrapper.get('dtype') == dtype
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,12 @@ def metrics(model: dict) -> dict[str, float]:
 
 def source(model: dict) -> str:
     """R for the authors' README, P for a paper, and what of it where the two differ."""
-    text = model['Source']
+    text, both = model['Source'], {'mIoU', 'mIoU (paper)'} <= metrics(model).keys()
     letters = [letter for letter, word in (('R', 'README'), ('P', 'paper')) if word in text]
-    both = metrics(model)
-    if {'mIoU', 'mIoU (paper)'} <= both.keys():
-        return 'R; P'
-    return ', '.join(letters or ['none']) + (' (box)' if 'for box AP' in text else '')
+    found = 'R; P' if both else ', '.join(letters or ['none'])
+    found += ' (box)' if 'for box AP' in text else ''
+    link = model['Metadata'].get('Released Model')
+    return found + (f', [model]({link})' if link else '')
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -27,7 +27,13 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='go on from this checkpoint; without a value from the latest in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (fp16)')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='float16',
+        choices=['float16', 'bfloat16'],
+        help='automatic mixed precision, in float16 if nothing else is said',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -44,10 +50,11 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     replaced = cfg.get('load_from') or (cfg.get('resume') and find_latest_checkpoint(cfg.work_dir))
-    if replaced and 'backbone' in cfg.model:
-        cfg.model.backbone.init_cfg = None  # no download of what will be overwritten
+    if replaced and cfg.model.backbone.type in ('PVT', 'PVTv2'):
+        # No download of what will be overwritten; one that does not fill these backbones raises.
+        cfg.model.backbone.init_cfg = None
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             sys.exit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.')

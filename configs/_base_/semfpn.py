@@ -7,6 +7,7 @@ MMSegmentation is installed under its fork's name.
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 
 model = dict(
+    _scope_='mmseg',  # here and elsewhere: so that pvt_mm:: works too, which is no scope
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

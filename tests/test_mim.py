@@ -1,0 +1,117 @@
+"""mim, where somebody wants it: installs, lists, searches, downloads, trains, tests, runs.
+
+It gets a throw-away environment on top of this one, since it pins pandas and nothing needs it.
+"""
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvt_mm import PVTv2, __version__
+
+from .conftest import classifier_file
+from .test_packaging import copy_tree
+from .test_tools import DETECTOR, shapes  # noqa: F401
+
+MIM = 'onedl-mim==0.5.1'
+pytestmark = pytest.mark.slow
+
+
+class Mim:
+    """The command of an environment that sees the packages of this one, but not this package."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        self.python = folder / 'bin/python'
+        (self.site,) = folder.glob('lib/python*/site-packages')
+        (self.site / 'below.pth').write_text(sysconfig.get_paths()['purelib'] + '\n')
+        self.run(self.python, '-m', 'pip', 'install', '--quiet', MIM)
+
+    def __call__(self, *arguments: object, **variables: str) -> str:
+        command = 'from mim.cli import cli; cli(prog_name="mim")'
+        return self.run(self.python, '-c', command, *arguments, **variables)
+
+    @staticmethod
+    def run(*command: object, **variables: str) -> str:
+        done = subprocess.run(
+            [str(word) for word in command],
+            **dict(cwd='/', text=True, env=os.environ | variables),
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return done.stdout
+
+
+@pytest.fixture
+def mim(tmp_path) -> Mim:
+    return Mim(tmp_path / 'venv')
+
+
+@pytest.fixture
+def server(tmp_path) -> str:
+    """The address of a server that has the weights of PVTv2-B0."""
+    folder = tmp_path / 'server'
+    folder.mkdir()
+    torch.save(classifier_file(PVTv2('b0')), folder / 'pvt_v2_b0.pth')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_a_wheel(mim, server, shapes, tmp_path):  # noqa: F811
+    """All of it, without a checkout."""
+    tree = copy_tree(tmp_path / 'tree')
+    options = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '-w', tmp_path]
+    mim.run(sys.executable, '-m', 'pip', 'wheel', '--quiet', tree, *options)
+    (wheel,) = tmp_path.glob('*.whl')
+    mim('install', wheel)
+    package = mim.site / 'pvt_mm'
+    assert (package / 'pvt.py').is_file()
+
+    assert any(line.split()[:2] == ['pvt-mmlab', __version__] for line in mim('list').splitlines())
+    found = mim('search', 'pvt-mmlab', '--model', 'atss with pvt')
+    assert 'atss_pvt_v2_b2_fpn_3x' in found and 'gfl_' not in found
+    assert '49.9' in mim('search', 'pvt-mmlab', '--config', 'atss_pvt_v2_b2_fpn_3x')
+
+    metafile = package / '.mim/configs/backbones/metafile.yml'
+    url = 'https://github.com/whai362/PVT/releases/download/v2'
+    metafile.write_text(metafile.read_text('utf-8').replace(url, server), 'utf-8')
+    mim('download', 'pvt-mmlab', '--config', 'pvt_v2_b0', '--dest', tmp_path / 'got')
+    assert sorted(path.name for path in (tmp_path / 'got').iterdir()) == [
+        *('pvt_v2_b0.pth', 'pvt_v2_b0.py')
+    ]
+    converted = tmp_path / 'timm.pth'
+    mim('run', 'pvt-mmlab', 'convert', tmp_path / 'got/pvt_v2_b0.pth', converted, '--to', 'timm')
+    assert 'stages.0.blocks.0.attn.kv.weight' in torch.load(converted, weights_only=True)
+
+    config, work_dir = package / '.mim/configs/demo/retinanet.py', tmp_path / 'work'
+    options = ['--cfg-options', *DETECTOR]
+    printed = mim('train', 'pvt-mmlab', config, '--work-dir', work_dir, *options, **shapes)
+    assert 'Epoch(val) [1][4/4]' in printed
+    checkpoint = work_dir / 'epoch_1.pth'
+    options = ['--work-dir', work_dir, *options]
+    printed = mim('test', 'pvt-mmlab', config, '--checkpoint', checkpoint, *options, **shapes)
+    assert 'coco/bbox_mAP: ' in printed
+
+
+def test_an_editable_checkout(mim, tmp_path):
+    tree = copy_tree(tmp_path / 'tree')
+    mim('install', '-e', tree, '--no-build-isolation')
+    assert any(
+        line.split()[:2] == ['pvt-mmlab', __version__] and line.split()[-1] == str(tree)
+        for line in mim('list').splitlines()
+    )
+    assert 'pvt_v2_b2' in mim('search', 'pvt-mmlab', '--model', 'pvt')
+    printed = mim('run', 'pvt-mmlab', 'get_flops', 'pvt_v2_b2')
+    assert 'pvt_v2_b2 at 224x224: 24.85 M parameters, 4.04 GFLOPs' in printed
