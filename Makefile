@@ -16,7 +16,7 @@ demo: $(STAMP)  ## set up on first use, then run the demonstration
 	"$(VENV)/bin/python" tools/demo.py $(ARGS)
 
 test: $(STAMP)  ## the whole test suite
-	"$(VENV)/bin/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	"$(VENV)/bin/ruff" check .

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import pickle
 import re
 import signal
 import warnings
@@ -18,6 +19,8 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from pvt_mm import PVTv2, engine
+
+from .test_checkpoint import Planted
 
 
 class Toy(BaseModel):
@@ -98,6 +101,17 @@ def test_a_checkpoint_to_test_has_to_be_complete(change, message):
     checkpoint = dict(state_dict=change(model.state_dict()), meta={})
     with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
         hook.after_load_checkpoint(runner, checkpoint)
+
+
+@pytest.mark.parametrize('options', [{}, dict(resume=True)], ids=['load_from', 'resume'])
+def test_a_runner_does_not_run_what_a_checkpoint_contains(options, tmp_path):
+    evil = dict(state_dict=Toy().state_dict(), meta=Planted(tmp_path / 'planted'))
+    torch.save(evil, tmp_path / 'evil.pth')
+    engine.read_safely()
+    runner = toy_runner(tmp_path, load_from=str(tmp_path / 'evil.pth'), **options)
+    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth holds more than weights'):
+        runner.train()
+    assert not (tmp_path / 'planted').exists()
 
 
 def test_memory_is_that_of_the_process(tmp_path):

@@ -39,11 +39,11 @@ def build(config: str) -> torch.nn.Module:
 
 
 def check_loss_step(model: torch.nn.Module, data: dict) -> None:
-    """Every parameter gets a gradient, and three steps of AdamW make the loss smaller."""
+    """Every parameter gets a gradient, and two steps of AdamW make the loss smaller."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     losses = []
-    for _ in range(4):
+    for _ in range(3):
         torch.manual_seed(0)
         prepared = model.data_preprocessor(data, True)
         loss, _ = model.parse_losses(model(**prepared, mode='loss'))
@@ -53,7 +53,7 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
         assert not without
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.998 * losses[0] < float('inf')
+    assert losses[-1] < 0.999 * losses[0] < float('inf')
 
 
 @pytest.mark.parametrize(

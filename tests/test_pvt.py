@@ -192,6 +192,9 @@ def _train_in_a_group(rank: int, port: int, kwargs: dict) -> None:
             both_ranks = [torch.empty_like(parameter) for _ in range(2)]
             dist.all_gather(both_ranks, parameter.detach())
             assert torch.equal(*both_ranks)
+    # In this order, or the group dies with the model, waiting for a thread that waits for the GIL.
+    del model, both_ranks
+    dist.barrier()
     dist.destroy_process_group()
 
 
