@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +79,18 @@ def _hosts():
         warnings.simplefilter('ignore')
         import_host('mmdet')
         import_host('mmseg')
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """The environment of a child that reads the generated data set."""
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    options = ['--train', '16', '--val', '4', '--size', '64']
+    subprocess.run(
+        [sys.executable, ROOT / 'tools/dataset/make_shapes.py', root, *options], check=True
+    )
+    ade = root / 'ade/ADEChallengeData2016'
+    return os.environ | dict(COCO_ROOT=f'{root}/coco', ADE_ROOT=str(ade), PYTHON=sys.executable)
 
 
 def import_tool(name: str) -> ModuleType:

@@ -44,16 +44,6 @@ SEGMENTOR += ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.inter
 SEGMENTOR += ['model.data_preprocessor.size=(64,64)']
 
 
-@pytest.fixture(scope='session')
-def shapes(tmp_path_factory):
-    """The environment of a child that reads the generated data set."""
-    root = tmp_path_factory.mktemp('data') / 'shapes'
-    options = ['--train', '16', '--val', '4', '--size', '64']
-    subprocess.run([sys.executable, TOOLS / 'dataset/make_shapes.py', root, *options], check=True)
-    ade = root / 'ade/ADEChallengeData2016'
-    return os.environ | dict(COCO_ROOT=f'{root}/coco', ADE_ROOT=str(ade), PYTHON=sys.executable)
-
-
 def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT) -> str:
     """Standard output and error of a command, which must end with this exit code."""
     command = [str(word) for word in command]
