@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from pvt_mm import PVT, PVTv2
 
 from .conftest import classifier_file, randomise
+from .test_checkpoint import Planted
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,6 +90,14 @@ def test_mistakes(tmp_path, name, to, message):
     assert result.returncode == 1
     assert message in result.stderr and 'Traceback' not in result.stderr
     assert (tmp_path / 'exists.pth').read_text() == 'mine'
+
+
+def test_what_a_file_contains_is_not_run(tmp_path):
+    torch.save(dict(state_dict={}, meta=Planted(tmp_path / 'planted')), tmp_path / 'in.pth')
+    result = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--to', 'pvt_mm')
+    assert result.returncode == 1
+    assert 'holds more than weights (io.open)' in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.pth']
 
 
 def test_no_pvt(tmp_path):

@@ -1,16 +1,16 @@
 """The demonstration runs through, reads what its own runs wrote and says what was missed."""
 
-import importlib.util
 import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / 'tools' / 'demo.py'
+from .conftest import ROOT, import_tool
+
+SCRIPT = ROOT / 'tools' / 'demo.py'
 VAL = 8
 ONE_ITERATION = [
     'retinanet.train_cfg.max_epochs=1',
@@ -32,10 +32,7 @@ ONE_ITERATION = [
 
 @pytest.fixture(scope='module')
 def demo():
-    spec = importlib.util.spec_from_file_location('demo', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_tool('demo')
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The made dataset is what its annotations say, pixel by pixel, in both layouts."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +10,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-SCRIPT = Path(__file__).parents[1] / 'tools' / 'dataset' / 'make_shapes.py'
+from .conftest import ROOT, import_tool
+
+SCRIPT = ROOT / 'tools/dataset/make_shapes.py'
 NAMES = ('disk', 'square', 'triangle', 'star', 'ring', 'cross')
 COUNTS = {'train': 12, 'val': 6}
 ADE_SPLITS = {'train': 'training', 'val': 'validation'}
@@ -42,10 +43,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def script():
-    spec = importlib.util.spec_from_file_location('make_shapes', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_tool('dataset/make_shapes')
 
 
 @pytest.fixture(scope='module', params=COUNTS)

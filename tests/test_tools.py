@@ -328,6 +328,11 @@ def test_mistakes_of_testing(shapes, tmp_path):
     torch.save(classifier_file(PVT('tiny')), tmp_path / 'any.pth')
     printed = run(TOOLS / 'test.py', config, tmp_path / 'any.pth', env=shapes, code=1)
     assert 'an ImageNet classifier, or a backbone alone, cannot be tested' in printed
+    evil = dict(state_dict={}, meta=Planted(tmp_path / 'planted'))
+    torch.save(evil, tmp_path / 'evil.pth')
+    printed = run(TOOLS / 'test.py', config, tmp_path / 'evil.pth', env=shapes, code=1)
+    assert 'evil.pth holds more than weights (io.open)' in printed.strip().splitlines()[-1]
+    assert not (tmp_path / 'planted').exists()
     arguments = [config, tmp_path / 'any.pth', '--out', 'predictions.json']
     printed = run(TOOLS / 'test.py', *arguments, env=shapes, code=1)
     assert 'name it *.pkl' in printed

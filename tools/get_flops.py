@@ -21,7 +21,9 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
-from prettytable import PrettyTable
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop
 
@@ -144,10 +146,10 @@ def _regions(extractor: nn.Module, number: int) -> Tensor:
     return torch.zeros(number, extractor.out_channels, *extractor.roi_layers[0].output_size)
 
 
-def table(model: nn.Module, counts: dict[str, tuple[int, int]], depth: int) -> PrettyTable:
-    rows = PrettyTable(['module', 'params (M)', 'GFLOPs', 'of all', 'attention (GFLOPs)'])
-    rows.align = 'r'
-    rows.align['module'] = 'l'
+def table(model: nn.Module, counts: dict[str, tuple[int, int]], depth: int) -> Table:
+    rows = Table('module', box=box.MARKDOWN)
+    for title in ('params (M)', 'GFLOPs', 'of all', 'attention (GFLOPs)'):
+        rows.add_column(title, justify='right')
     for name, module in model.named_modules():
         (flops, attention), level = counts[name], name.count('.') + 1 if name else 0
         if level > depth or not flops:
@@ -155,7 +157,7 @@ def table(model: nn.Module, counts: dict[str, tuple[int, int]], depth: int) -> P
         label = '  ' * level + (name.rpartition('.')[2] or type(model).__name__)
         numbers = f'{parameters(module) / 1e6:.2f}'
         share = f'{flops / counts[""][0]:.1%}'
-        rows.add_row([label, numbers, f'{flops / 1e9:.2f}', share, f'{attention / 1e9:.2f}'])
+        rows.add_row(label, numbers, f'{flops / 1e9:.2f}', share, f'{attention / 1e9:.2f}')
     return rows
 
 
@@ -168,7 +170,7 @@ def main() -> None:
     model, shape = build(args.model)
     shape = tuple(args.shape or shape)
     counts = count(model, shape)
-    print(table(model, counts, args.depth))
+    Console(width=100).print(table(model, counts, args.depth))  # whatever the terminal, or a pipe
     total, attention = counts['']
     print(
         f'{args.model} at {shape[0]}x{shape[1]}: {parameters(model) / 1e6:.2f} M parameters, '
