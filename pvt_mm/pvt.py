@@ -33,6 +33,7 @@ from .weights import adapt_state_dict, resize_pos_embed
 # Of the authors' two LayerNorm eps this is the one of the block and stage norms; `norm_eps` is the
 # one of the patch embedding and of the spatial reduction.
 BLOCK_EPS = 1e-6
+PART = 4096  # tokens that an MLP works on at once on a CPU
 
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -43,6 +44,44 @@ def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
 def to_tokens(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as tokens (B, N, C); no copy if the map is channels-last."""
     return x.flatten(2).transpose(1, 2)
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether to do what is faster on a CPU, but wrong in a graph made once for all sizes."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == 'cpu' and not traced
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution, as one matrix product if its patches do not overlap.
+
+    Its backward pass is several times as fast as a convolution's on a CPU.
+    """
+    side = conv.stride[0]
+    if conv.kernel_size != conv.stride or not is_eager_on_cpu(x):
+        return conv(x)
+    h, w = x.shape[2] // side, x.shape[3] // side
+    x = x[:, :, : h * side, : w * side].unflatten(3, (w, side)).unflatten(2, (h, side))
+    patches = x.permute(0, 2, 4, 3, 5, 1).flatten(3)  # B, h, w, side * side * C
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias).movedim(3, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    """Attention of (B, heads, N, C) queries to (B, heads, M, C) keys and values."""
+    b, heads, n, _ = q.shape
+    parts = 1
+    if q.requires_grad and is_eager_on_cpu(q) and b * heads < torch.get_num_threads():
+        # The backward pass takes one thread per image and head: make an image for each thread.
+        parts = math.gcd(torch.get_num_threads(), n)
+        q = q.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
+        k, v = k.repeat_interleave(parts, dim=0), v.repeat_interleave(parts, dim=0)
+    x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+    return x.unflatten(0, (b, parts)).transpose(1, 2).flatten(2, 3)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that nobody else needs: in place, unless the backward pass does."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class DropPath(nn.Module):
@@ -92,14 +131,14 @@ class Attention(nn.Module):
 
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, M, C), M = (H // sr_ratio) * (W // sr_ratio)."""
-        return x if self.sr is None else self.norm(to_tokens(self.sr(to_map(x, hw))))
+        return x if self.sr is None else self.norm(to_tokens(convolve(self.sr, to_map(x, hw))))
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B, heads, N, C/heads
         kv = self.kv(self.reduce(x, hw)).unflatten(2, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each B, heads, M, C/heads
         dropout_p = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        x = attend(q, k, v, dropout_p)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
@@ -127,12 +166,20 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = self.drop(F.gelu(self.hidden(x, hw)))
-        return self.drop(self.fc2(x))
+        parts = x.flatten(0, 1).split(PART) if is_eager_on_cpu(x) else ()
+        if len(parts) < 2:
+            return self.run(x)
+        # A few tokens at a time, so that the hidden layer never leaves the cache; it is computed
+        # again where the backward pass needs it, which costs less than to store and to fetch it.
+        if torch.is_grad_enabled():
+            options = dict(use_reentrant=False, preserve_rng_state=self.drop.p > 0)
+            done = [checkpoint(self.run, part, **options) for part in parts]
+        else:
+            done = [self.run(part) for part in parts]
+        return torch.cat(done).view_as(x)
 
-    def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, hidden_dim), before the activation."""
-        return self.fc1(x)
+    def run(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(gelu(self.fc1(x)))))
 
 
 class ConvMlp(Mlp):
@@ -147,8 +194,14 @@ class ConvMlp(Mlp):
         self.relu = relu
         dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim)
         self.dwconv = nn.Sequential(OrderedDict(dwconv=dwconv))  # mlp.dwconv.dwconv in the files
+        # With a weight of any other format a CPU would copy the tokens to a map in NCHW and back.
+        self.dwconv.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        return self.drop(self.fc2(self.drop(gelu(self.hidden(x, hw)))))
 
     def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, hidden_dim), before the activation."""
         x = self.fc1(x)
         if self.relu:
             x = x.relu_()
@@ -189,7 +242,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C_in, H_in, W_in) -> (B, H * W, C) and (H, W)."""
-        x = self.proj(x)
+        x = convolve(self.proj, x)
         return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pvt_mm import PVT, PVTv2
+from pvt_mm import PVT, PVTv2, pvt
 
 from .conftest import ALL_ARCHS, SMALL, all_archs, randomise
 
@@ -244,10 +245,10 @@ def test_dropout_where_the_authors_have_it(cls):
 # --- memory and copies --------------------------------------------------------------------------
 
 
-def saved_for_backward(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+def saved_for_backward(model: nn.Module, *args: object) -> list[torch.Tensor]:
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        model(x)
+        model(*args)
     return saved
 
 
@@ -279,8 +280,9 @@ def test_checkpointing_keeps_less_and_changes_nothing(cls):
 
 
 @both
-def test_blocks_copy_nothing_at_inference(cls):
+def test_blocks_copy_nothing_at_inference(cls, monkeypatch):
     """Tokens are channels-last already; only stage 1's stem turns NCHW pixels into tokens."""
+    monkeypatch.setattr(pvt, 'is_eager_on_cpu', lambda x: False)
     block = cls(SMALL).block1[0].eval()
     x = torch.randn(2, 64 * 64, 16)
     with torch.no_grad(), torch.profiler.profile(record_shapes=True) as profile:
@@ -290,6 +292,72 @@ def test_blocks_copy_nothing_at_inference(cls):
     # Weights may be reordered for a convolution; nothing with the batch in front is.
     copies = [e for e in events if e.name in ('aten::clone', 'aten::contiguous')]
     assert not [e.input_shapes[0] for e in copies if e.input_shapes[0][0] == len(x)]
+
+
+def test_depthwise_convolutions_take_tokens_as_they_lie():
+    """Six times as slow as this were convolutions that make NCHW maps of their own."""
+    mlp = PVTv2(SMALL).block1[0].mlp
+    tokens = torch.randn(1, 64 * 64, mlp.fc1.out_features)
+    assert mlp.dwconv(pvt.to_map(tokens, (64, 64))).is_contiguous(memory_format=torch.channels_last)
+
+
+# --- what a CPU does otherwise ------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, monkeypatch):
+    """MLPs in parts, reductions as products and attention split over threads."""
+    monkeypatch.setattr(pvt, 'PART', 100)  # neither a divisor nor a multiple of the tokens
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)  # more than the heads of stages 1, 2
+    model = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=with_cp)).double()
+    x = torch.randn(1, 3, 96, 72, dtype=torch.float64, requires_grad=True)
+    results = []
+    for shortcuts in (True, False):
+        if not shortcuts:
+            monkeypatch.setattr(pvt, 'is_eager_on_cpu', lambda x: False)
+        with torch.no_grad():
+            predicted = model(x)
+        maps = model(x)
+        wanted = [x, *model.parameters()]
+        grads = torch.autograd.grad(sum(y.square().mean() for y in maps), wanted)
+        results.append([*predicted, *maps, *grads])
+    for found, expected in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_gives_each_thread_an_image(monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)
+    seen = []
+
+    def recorded(q, k, v, **kwargs):
+        seen.append((tuple(q.shape), tuple(k.shape)))
+        return attention(q, k, v, **kwargs)
+
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', recorded)
+    attn = PVT(SMALL).block1[0].attn
+    attn(torch.randn(1, 16 * 16, 16), (16, 16))
+    attn(torch.randn(8, 16 * 16, 16), (16, 16))
+    assert seen == [((4, 1, 64, 16), (4, 1, 16, 16)), ((8, 1, 256, 16), (8, 1, 16, 16))]
+
+
+def test_no_hidden_layer_is_kept():
+    x = torch.randn(2, 64 * 64, 16)
+    saved = saved_for_backward(PVT(SMALL).block1[0].mlp, x, (64, 64))
+    assert sum(t.numel() for t in saved) == x.numel()
+
+
+def test_dropout_in_parts_is_the_same_both_times(monkeypatch):
+    monkeypatch.setattr(pvt, 'PART', 10)
+    mlp = pvt.Mlp(8, 16, drop=0.5)
+    with torch.no_grad():
+        mlp.fc2.weight.zero_()  # only the bias and the dropout after it are left
+        mlp.fc2.bias.fill_(1.0)
+    y = mlp(torch.randn(2, 12, 8), (3, 4))
+    y.sum().backward()
+    assert 0 < (y != 0).sum() < y.numel()
+    assert torch.equal(mlp.fc2.bias.grad, y.sum((0, 1)))
 
 
 # --- dtypes, devices, compilers -----------------------------------------------------------------
