@@ -63,6 +63,7 @@ setup(
             'onedl-mmengine>=0.10.12',
             'onedl-mmdetection>=3.5.1',
             'onedl-mmsegmentation>=1.4.2',
+            'faster-coco-eval>=1.8',
         ],
         'openmmlab': [
             'mmengine>=0.10.4,<1',
@@ -70,6 +71,7 @@ setup(
             'mmsegmentation>=1.2.2,<1.3',
             'ftfy',
             'regex',
+            'faster-coco-eval>=1.8',
             'numpy<2',
             'setuptools<81',
         ],

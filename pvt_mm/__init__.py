@@ -1,12 +1,13 @@
 """Pyramid Vision Transformer backbones for MMDetection 3.x and MMSegmentation 1.x.
 
 Importing this package registers :class:`PVT` and :class:`PVTv2` in mmengine's root ``MODELS``
-registry, and lets mmengine find this package's configs: ``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It
-imports neither mmdet nor mmseg nor mmcv.
+registry and ``FastCocoMetric`` in ``METRICS``, and lets mmengine find this package's configs:
+``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports neither mmdet nor mmseg nor mmcv.
 """
 
 from mmengine.config.utils import MODULE2PACKAGE
 
+from . import evaluation  # noqa: F401 (registers)
 from .pvt import PVT, PVTv2
 from .version import __version__
 

@@ -67,8 +67,9 @@ RUNNER_KEYS = (
     *(f'{split}_{what}' for split in SPLITS for what in ('cfg', 'dataloader', 'evaluator')),
 )
 
-# What a recipe does not say: where files come from, what is kept for the log, how a loader runs.
-LEFT_OUT = {'_scope_', 'backend_args', 'meta_keys', 'persistent_workers'}
+# What a recipe does not say: where files come from, what is kept or printed, how a loader runs.
+LEFT_OUT = {'_scope_', 'backend_args', 'meta_keys', 'persistent_workers', 'classwise'}
+SAME_AS = {'FastCocoMetric': 'CocoMetric'}  # to the last digit, see test_evaluation.py
 # Defaults of the hosts that belong to a recipe. They are read from the classes, not from here.
 RESNET = (
     'in_channels stem_channels base_channels num_stages strides dilations out_indices style '
@@ -201,6 +202,8 @@ def complete(node: object, scope: str) -> object:
         return [complete(value, scope) for value in node]
     if not isinstance(node, dict):
         return node
+    if node.get('type') in SAME_AS:
+        node = node | {'type': SAME_AS[node['type']]}
     node = copy.deepcopy(defaults(scope, str(node.get('type')))) | node
     return {key: complete(value, scope) for key, value in node.items() if key not in LEFT_OUT}
 

@@ -24,10 +24,11 @@ EXTRAS = {
         'onedl-mmengine>=0.10.12',
         'onedl-mmdetection>=3.5.1',
         'onedl-mmsegmentation>=1.4.2',
+        'faster-coco-eval>=1.8',
     },
     'openmmlab': {
         *('mmengine<1,>=0.10.4', 'mmdet<3.4,>=3.3.0', 'mmsegmentation<1.3,>=1.2.2'),
-        *('ftfy', 'regex', 'numpy<2', 'setuptools<81'),
+        *('ftfy', 'regex', 'faster-coco-eval>=1.8', 'numpy<2', 'setuptools<81'),
     },
 }
 

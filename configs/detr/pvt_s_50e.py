@@ -1,7 +1,6 @@
 """DETR with PVT-Small, 50 epochs of COCO, 8 GPUs x 2 images: the authors' recipe."""
 
 _base_ = './r50_50e.py'
-custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,7 @@
 """DETR with ResNet-50, 50 epochs of COCO, 8 GPUs x 2 images: the authors' baseline."""
 
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 
 # As the authors train. They test the baseline, not PVT, with a divisor of 1; a data preprocessor
 # has one for both.
@@ -25,5 +26,7 @@ train_pipeline = [
 train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
+val_evaluator = dict(
+    type='FastCocoMetric', ann_file=f'{data_root}/annotations/instances_val2017.json'
+)
+test_evaluator = dict(val_evaluator, classwise=True)

@@ -31,5 +31,7 @@ train_pipeline = [*_base_.train_pipeline[:2], *_base_.ms_crop, _base_.train_pipe
 train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
+val_evaluator = dict(
+    type='FastCocoMetric', ann_file=f'{data_root}/annotations/instances_val2017.json'
+)
+test_evaluator = dict(val_evaluator, classwise=True)

@@ -24,5 +24,7 @@ data_root = '{{$COCO_ROOT:data/coco/}}'
 train_dataloader = dict(dataset=dict(data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
+val_evaluator = dict(
+    type='FastCocoMetric', ann_file=f'{data_root}/annotations/instances_val2017.json'
+)
+test_evaluator = dict(val_evaluator, classwise=True)

@@ -1,0 +1,156 @@
+"""COCO evaluation: fast, the same numbers, and never a surprise after an epoch."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import METRICS, DefaultScope
+from mmengine.structures import InstanceData
+from pycocotools.cocoeval import COCOeval
+
+from benchmarks import coco_eval
+
+from .conftest import ROOT
+
+ANNOTATIONS = ROOT.parent / 'shared/data/coco/annotations/instances_val2017.json'
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Annotations of six images with objects of ten classes, and detections for them."""
+    import mmengine
+
+    made, found = coco_eval.make(images=6, detections=40)
+    path = tmp_path / 'truth.json'
+    mmengine.dump(made, path)
+    return path, made, found
+
+
+def build(path, **kwargs):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        cfg = dict(type='FastCocoMetric', ann_file=str(path), metric=['bbox', 'segm'], **kwargs)
+        metric = METRICS.build(cfg)
+    classes = [c['name'] for c in metric._coco_api.dataset['categories']]
+    metric.dataset_meta = dict(classes=classes)
+    return metric
+
+
+def samples(path, found):
+    """The detections as MMDetection's test step hands them over."""
+    from pycocotools.coco import COCO
+
+    coco = COCO(path)
+    labels = {category: i for i, category in enumerate(coco.getCatIds())}
+    for image in coco.getImgIds():
+        own = [r for r in found if r['image_id'] == image]
+        boxes = torch.tensor([r['bbox'] for r in own]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        instances = InstanceData(
+            bboxes=boxes,
+            scores=torch.tensor([r['score'] for r in own]),
+            labels=torch.tensor([labels[r['category_id']] for r in own]),
+            masks=[r['segmentation'] for r in own],
+        )
+        yield dict(img_id=image, ori_shape=(480, 640), pred_instances=instances)
+
+
+def test_the_same_numbers_as_pycocotools(truth, monkeypatch):
+    path, _, found = truth
+    results = []
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
+        metric = build(path, classwise=True, metric_items=None)
+        metric.process({}, list(samples(path, found)))
+        results.append(metric.evaluate(size=6))
+    fast, slow = results
+    assert fast['coco/bbox_mAP'] > 0.05
+    assert fast['coco/segm_mAP'] > 0.05
+    assert '7_precision' in {key.removeprefix('coco/') for key in fast}  # per class
+    assert list(fast) == list(slow)
+    np.testing.assert_equal([float(v) for v in fast.values()], [float(v) for v in slow.values()])
+
+
+def test_it_is_faster_coco_eval_that_evaluates(truth, monkeypatch, capsys):
+    path, _, found = truth
+    monkeypatch.setattr(COCOeval, 'evaluate', lambda self: pytest.fail('pycocotools evaluates'))
+    metric = build(path)
+    metric.process({}, list(samples(path, found)))
+    assert metric.evaluate(size=6)['coco/bbox_mAP'] > 0.05
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all' in capsys.readouterr().out
+
+
+def test_without_it_pycocotools_is_announced_at_once(truth, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
+    logger = logging.getLogger('mmengine')
+    monkeypatch.setattr(logger, 'propagate', True)
+    from mmengine.logging import MMLogger
+
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logging.getLogger('test'))
+    build(truth[0])
+    assert 'pycocotools evaluates instead' in caplog.text
+    assert 'pip install faster-coco-eval' in caplog.text
+
+
+def test_unknown_arguments_raise(truth):
+    with pytest.raises(TypeError, match='clas_wise'):
+        build(truth[0], clas_wise=True)
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_twelve_numbers(kind):
+    from faster_coco_eval import COCOeval_faster
+    from mmdet.datasets.api_wrappers import COCO
+
+    made, found = coco_eval.make(images=20, detections=100)
+    truth = COCO()
+    truth.dataset = made
+    truth.createIndex()
+    dropped = 'bbox' if kind == 'segm' else 'segmentation'
+    results = truth.loadRes([{k: v for k, v in r.items() if k != dropped} for r in found])
+    _, expected = coco_eval.evaluate(COCOeval, truth, results, kind)
+    _, stats = coco_eval.evaluate(COCOeval_faster, truth, results, kind)
+    assert expected[0] > 0.05
+    np.testing.assert_allclose(stats, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not ANNOTATIONS.exists(), reason='needs the COCO part in ../shared')
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_twelve_numbers_of_real_annotations(kind):
+    """Crowds, objects of several pieces and images without any; detections are shifted truth."""
+    from faster_coco_eval import COCOeval_faster
+    from mmdet.datasets.api_wrappers import COCO
+
+    truth = COCO(str(ANNOTATIONS))
+    rng = np.random.default_rng(0)
+    found = []
+    for annotation in truth.dataset['annotations']:
+        shift = rng.normal(0, 0.1, 4) * np.array(annotation['bbox'])[[2, 3, 2, 3]]
+        result = dict(
+            image_id=annotation['image_id'],
+            category_id=annotation['category_id'],
+            score=float(rng.uniform()),
+        )
+        if kind == 'bbox':
+            result['bbox'] = (np.array(annotation['bbox']) + shift).tolist()
+        else:
+            result['segmentation'] = truth.annToRLE(annotation)
+        found.append(result)
+    results = truth.loadRes(found)
+    _, expected = coco_eval.evaluate(COCOeval, truth, results, kind)
+    _, stats = coco_eval.evaluate(COCOeval_faster, truth, results, kind)
+    assert expected[0] > 0.05
+    np.testing.assert_allclose(stats, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'folder', ['retinanet', 'maskrcnn', 'cascade', 'atss', 'gfl', 'sparsercnn', 'detr']
+)
+def test_configs_for_coco_evaluate_with_it(folder):
+    cfg = Config.fromfile(min((ROOT / 'configs' / folder).glob('*.py')))
+    assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'FastCocoMetric'
+    assert cfg.test_evaluator.classwise
+    assert not cfg.val_evaluator.get('classwise')
