@@ -24,6 +24,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
@@ -53,6 +54,7 @@ _WARNED = (
 )
 _PRINTED = ('Could not import OneDL',)
 
+_DDP = 'MMDistributedDataParallel'
 _LAYOUTS = {
     'CocoDataset': ('COCO_ROOT', 'annotations/instances_{train,val}2017.json, {train,val}2017/'),
     'ADE20KDataset': ('ADE_ROOT', '{images,annotations}/{training,validation}/'),
@@ -77,6 +79,58 @@ class PeakMemoryHook(Hook):
         unit = 2**20 if sys.platform == 'darwin' else 2**10  # macOS counts bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
         runner.message_hub.update_scalar('train/memory', peak)
+
+
+class DataBoundHook(Hook):
+    """Warns when training waits for its data rather than for the model.
+
+    Args:
+        interval: Over how many iterations the times are averaged.
+        share: Of an iteration's time, from which on waiting is too much.
+    """
+
+    priority = 'LOW'  # after IterTimerHook, which measures
+
+    def __init__(self, interval: int = 50, share: float = 0.2) -> None:
+        self.interval = interval
+        self.share = share
+        self.is_bound = False
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        scalars = runner.message_hub.log_scalars
+        if not self.every_n_train_iters(runner, self.interval) or 'train/time' not in scalars:
+            return
+        waited, total = (
+            scalars[f'train/{key}'].mean(self.interval) for key in ('data_time', 'time')
+        )
+        was_bound, self.is_bound = self.is_bound, waited > self.share * total
+        if self.is_bound and not was_bound:
+            runner.logger.warning(
+                f'Training waits for its data: {waited:.2f} of the {total:.2f} s of an iteration, '
+                f'on average of the last {self.interval}. Raise train_dataloader.num_workers (now '
+                f'{runner.train_dataloader.num_workers}; {os.cpu_count()} CPUs here).'
+            )
+
+
+@HOOKS.register_module()
+class CompileBackboneHook(Hook):
+    """Compiles the backbone with torch.compile, once for all image sizes.
+
+    What comes after a backbone has shapes that depend on what is found, and gains nothing.
+
+    Args:
+        options: Of torch.compile.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = dict(dynamic=True) | options
+
+    def before_run(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.backbone.compile(**self.options)
+        runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
 
 
 class CompleteCheckpointHook(Hook):
@@ -121,6 +175,7 @@ class ToolRunner(Runner):
         super().register_hooks(*args, **kwargs)
         if not torch.cuda.is_available() and sys.platform != 'win32':
             self.register_hook(PeakMemoryHook())
+        self.register_hook(DataBoundHook())
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.
@@ -130,11 +185,18 @@ class ToolRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed and not torch.cuda.is_available():
+        on_gpu = torch.cuda.is_available()
+        if self.distributed and not on_gpu:
             model = revert_sync_batchnorm(model)  # SyncBN needs a GPU
-            unused = self.cfg.get('find_unused_parameters', False)
-            defaults = dict(device_ids=None, broadcast_buffers=False, find_unused_parameters=unused)
-            model_wrapper_cfg = defaults | dict(model_wrapper_cfg or {})
+        given = dict(model_wrapper_cfg or {})
+        if self.distributed and given.get('type', _DDP) == _DDP:
+            defaults = dict(
+                device_ids=[int(os.environ['LOCAL_RANK'])] if on_gpu else None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+                gradient_as_bucket_view=True,  # no second copy of all gradients
+            )
+            model_wrapper_cfg = defaults | given
         return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self) -> nn.Module:
@@ -181,6 +243,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         help='change the config: a.b=1 c="[x,y]"',
     )
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--trust-checkpoint',
@@ -206,6 +271,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         sys.exit(f"{args.config} has no default_scope, expected 'mmdet' or 'mmseg'.")
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
+    if args.compile:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBackboneHook')]
     path = Path(args.config).resolve()  # the folder counts: names recur from task to task
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default

@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import logging
+import operator
 import os
 import pickle
 import re
 import signal
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -35,10 +37,12 @@ class Toy(BaseModel):
         return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
 
 
-def toy_runner(work_dir, hooks=(), max_epochs=2, max_keep_ckpts=-1, **kwargs) -> engine.ToolRunner:
+def toy_runner(
+    work_dir, hooks=(), max_epochs=2, max_keep_ckpts=-1, model=None, **kwargs
+) -> engine.ToolRunner:
     data = torch.linspace(-1, 1, 8)[:, None]
     return engine.ToolRunner(
-        model=Toy(),
+        model=model or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=4,
@@ -123,6 +127,65 @@ def test_memory_is_that_of_the_process(tmp_path):
     assert logged == pytest.approx(peak / 1024, rel=0.05)
 
 
+class SlowData(list):
+    """Keeps the model waiting."""
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_training_that_waits_for_its_data_says_so_once(slow, tmp_path, capfd):
+    runner = toy_runner(tmp_path, max_epochs=4)
+    if slow:
+        runner._train_dataloader['dataset'] = SlowData([dict(x=torch.ones(1))] * 8)
+    else:
+        runner.model.forward = slowly(runner.model.forward)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, engine.DataBoundHook))
+    hook.interval = 2
+    runner.train()
+    found = re.findall(
+        r'waits for its data: 0\.\d\d of the 0\.\d\d s .*num_workers \(now 0; \d+ CPUs here\)',
+        ''.join(capfd.readouterr()),
+    )
+    assert len(found) == slow
+
+
+def slowly(function):
+    def after_a_while(*args, **kwargs):
+        time.sleep(0.02)
+        return function(*args, **kwargs)
+
+    return after_a_while
+
+
+def test_compiling_the_backbone_alone(tmp_path):
+    class Backbone(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    class WithBackbone(Toy):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Backbone()
+
+        def forward(self, x, mode='tensor'):
+            return super().forward(self.backbone(x), mode)
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    compiled = []
+    hook = dict(type='CompileBackboneHook', backend=backend)
+    runner = toy_runner(tmp_path, [hook], max_epochs=1, model=WithBackbone())
+    runner.train()
+    assert len(compiled) == 1
+    operators = [node.target for node in compiled[0].graph.nodes if node.op == 'call_function']
+    assert operators == [operator.add]
+
+
 def test_one_process_of_a_group_without_a_gpu(tmp_path, monkeypatch, free_port):
     group = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')
     for name, value in (group | dict(MASTER_PORT=str(free_port))).items():
@@ -133,6 +196,7 @@ def test_one_process_of_a_group_without_a_gpu(tmp_path, monkeypatch, free_port):
         runner.train()
         assert not any(isinstance(m, nn.SyncBatchNorm) for m in runner.model.modules())
         assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
+        assert runner.model.gradient_as_bucket_view
     finally:
         dist.destroy_process_group()
 
@@ -309,6 +373,8 @@ def test_load_config(coco_root, tmp_path, monkeypatch):
         str(path), '--work-dir', 'w', '--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm'
     )
     assert (cfg.work_dir, cfg.launcher, cfg.lr, cfg.a.b) == ('w', 'slurm', 2.0, 'x')
+    assert 'custom_hooks' not in cfg
+    assert load(str(path), '--compile').custom_hooks == [dict(type='CompileBackboneHook')]
     with pytest.raises(SystemExit, match=r'none\.py is no file .* expected a config'):
         load('none.py')
     (folder / 'unscoped.py').write_text('lr = 1.0')

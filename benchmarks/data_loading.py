@@ -1,0 +1,82 @@
+"""How many images per second the data loader of a config delivers, under which settings.
+
+    COCO_ROOT=data/coco python -m benchmarks.data_loading configs/retinanet/pvt_s_fpn_1x.py
+
+Each setting runs in turn, several times; the ratio to the first is the median over the turns.
+"""
+
+import argparse
+import statistics
+import time
+
+import cv2
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pvt_mm.engine import import_host
+
+
+def rate(cfg: Config, images: int) -> float:
+    """Images per second, counted from the first batch on: starting workers is no steady state."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    done, start = 0, None
+    while True:
+        for batch in loader:
+            if start is None:
+                start = time.perf_counter()
+                continue
+            done += len(batch['inputs'])
+            if done >= images:
+                return done / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config')
+    parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2, 4])
+    parser.add_argument('--images', type=int, default=100)
+    parser.add_argument('--turns', type=int, default=3)
+    args = parser.parse_args()
+    cfg = Config.fromfile(args.config)
+    import_host(cfg.default_scope)
+    default = cfg.train_dataloader.num_workers
+    settings = {'the config': {}}
+    settings |= {f'{n} workers': dict(num_workers=n) for n in args.workers if n != default}
+    settings |= {
+        'not persistent': dict(persistent_workers=False),
+        "OpenCV's threads": dict(),
+        'Pillow decodes': dict(),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(args.turns):
+        for name, change in settings.items():
+            own = cfg.copy()
+            own.train_dataloader.update(change)
+            if own.train_dataloader.num_workers == 0:
+                own.train_dataloader.persistent_workers = False
+            if name == 'Pillow decodes':
+                own.train_dataloader.dataset.pipeline[0].imdecode_backend = 'pillow'
+            threads = cv2.getNumberOfCPUs() if name == "OpenCV's threads" else 0
+            set_multi_processing('fork', opencv_num_threads=threads)
+            rates[name].append(rate(own, args.images))
+    rows = Table('', box=box.MARKDOWN)
+    rows.add_column('images/s', justify='right')
+    rows.add_column('x the config', justify='right')
+    first = rates['the config']
+    for name, found in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
+        rows.add_row(name, f'{statistics.median(found):.1f}', f'{ratio:.2f}')
+    print(f'{args.config}: {default} workers, batches of {cfg.train_dataloader.batch_size}')
+    Console(width=100).print(rows)
+
+
+if __name__ == '__main__':
+    main()
