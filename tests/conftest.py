@@ -38,7 +38,7 @@ SMALL = dict(
 
 
 # Measuring coverage takes half as long again, so it is these that have to reach the bound.
-MEASURED = ('pvt', 'weights', 'formats', 'checkpoint', 'engine', 'openmmlab')
+MEASURED = ('pvt', 'weights', 'formats', 'checkpoint', 'engine', 'evaluation', 'openmmlab')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -110,7 +110,7 @@ def randomise(model: nn.Module) -> nn.Module:
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         is_norm = 'norm' in name and name.endswith('weight')
         fan_in = max(parameter[0].numel(), 1) if parameter.dim() > 1 else 100
-        parameter.data = noise / fan_in**0.5 + (1.0 if is_norm else 0.0)
+        parameter.data.copy_(noise / fan_in**0.5 + (1.0 if is_norm else 0.0))
     return model
 
 

@@ -1,0 +1,89 @@
+"""tools/benchmark.py compares like with like, and drops nobody silently."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT, import_tool
+
+benchmark = import_tool('benchmark')
+
+
+def turn(seconds: float, **parts: float) -> dict:
+    return dict(seconds=seconds, peak=2**21, step=2**20, parts=parts)
+
+
+def test_ratios_are_those_of_one_turn():
+    """The machine is twice as slow in the second turn and four times in the third."""
+    turns = dict(
+        ours=[turn(1.0), turn(2.0), turn(4.0)],
+        roofline=[turn(0.8), turn(1.6), turn(3.2)],
+        peer=[turn(3.0), turn(6.0), turn(11.0)],
+    )
+    rows = benchmark.summarise(turns, gflop=100.0)
+    assert rows['peer']['time_ratio'] == 3.0
+    assert rows['peer']['seconds'] == 6.0
+    assert rows['ours']['of_roofline'] == pytest.approx(0.8)
+    assert rows['ours']['gflops'] == 50.0
+    assert (rows['ours']['peak_mb'], rows['ours']['step_mb']) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize('power', [1.0, 1.5])
+def test_exponent_of_memory(power):
+    memory = {side: 3.0 * (side * side) ** power for side in (224, 640, 1600)}
+    assert benchmark.exponent(memory) == pytest.approx(power)
+
+
+@pytest.mark.slow
+def test_backbones(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / 'tools/benchmark.py', 'pvt_v2_b0', '--size', '64', '96'),
+            *('--mode', 'train', '--pairs', '1', '--threads', '1', '--with-cp'),
+            *(
+                '--peers',
+                'mmdet',
+                'timm',
+                '--peer-python',
+                f'timm={tmp_path}/none',
+                '--json',
+                tmp_path / 'b.json',
+            ),
+            *('--plot', tmp_path / 'b.png'),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = json.loads((tmp_path / 'b.json').read_text())['rows']
+    assert list(rows) == ['ours', 'roofline', 'ours, with_cp', 'mmdet']
+    for peer in ('ours, with_cp', 'mmdet'):
+        assert rows[peer]['difference'] < 1e-4
+    assert 0 < rows['roofline']['seconds'] < rows['ours']['seconds']
+    assert re.search(r'left out: timm: .*No such file', done.stdout)
+    assert re.search(r'mmdet: \S+ \d+\.\d+\.\d+, torch', done.stdout)
+    assert (tmp_path / 'b.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_detector(shapes, tmp_path):
+    subprocess.run(
+        [
+            *(sys.executable, ROOT / 'tools/benchmark.py', 'configs/demo/retinanet.py'),
+            *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
+            *('--cfg-options', 'train_dataloader.batch_size=2'),
+        ],
+        env=shapes,
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    rows = json.loads((tmp_path / 'b.json').read_text())['rows']
+    assert list(rows) == ['ours', 'mmdet']
+    for row in rows.values():
+        parts = ('data', 'backbone', 'neck', 'head', 'backward', 'optimizer')
+        assert all(row[part] > 0 for part in parts)
+        assert sum(row[part] for part in parts) == pytest.approx(row['seconds'], rel=0.1)

@@ -1,0 +1,391 @@
+"""Compare this backbone with MMDetection's, timm's, Hugging Face's and the authors' own.
+
+    python tools/benchmark.py pvt_small --size 800 1344
+    python tools/benchmark.py pvt_v2_b2 --mode train --peers mmdet timm \\
+        --peer-python timm=PATH/bin/python --json v2.json --plot v2.png
+    python tools/benchmark.py pvt_small --peers official --official PATH/detection/pvt.py
+    python tools/benchmark.py pvt_small --sweep 224 448 896 1600 --plot memory.png
+    python tools/benchmark.py configs/retinanet/pvt_s_fpn_1x.py --mode train
+
+All have the same weights and the same image. Each contender is a process of its own; they take
+turns, and what is compared is the median over the turns of the ratio to ours in the same turn. The
+roofline is the time that the matrix products of our step (linear, convolution, attention), in their
+own shapes, take alone. A peer that cannot be had is named and left out.
+
+A config is trained or tested by the Runner on its own data, once as it is and once with
+MMDetection's backbone in place of ours, and its time is divided among the parts of an iteration.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pvt_mm.checkpoint import WEIGHTS
+from pvt_mm.formats import from_pvt_mm
+
+sys.path.insert(0, str(Path(__file__).parent))
+import get_flops
+
+PEERS = ('mmdet', 'timm', 'hf', 'official')
+CHILD = Path(__file__).with_name('benchmark_peer.py')
+BACKBONES = CHILD.parents[1] / 'configs' / 'backbones'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('model', help=f'one of {", ".join(WEIGHTS)}, or a config')
+    parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
+    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
+    parser.add_argument(
+        '--sweep', type=int, nargs='+', metavar='SIDE', help='memory over the sides of a square'
+    )
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--compile', action='store_true', help='torch.compile all contenders')
+    parser.add_argument('--with-cp', action='store_true', help='ours with checkpointing, as well')
+    parser.add_argument('--peers', nargs='*', choices=PEERS, default=PEERS[:3])
+    parser.add_argument('--official', type=Path, help="a file with the authors' functions")
+    parser.add_argument(
+        '--peer-python',
+        nargs='*',
+        default=[],
+        metavar='PEER=PYTHON',
+        help='another Python for a peer that cannot be imported here',
+    )
+    parser.add_argument('--pairs', type=int, default=5, help='how many turns each contender has')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    parser.add_argument('--json', type=Path, help='write the numbers')
+    parser.add_argument('--plot', type=Path, help='draw them')
+    args = parser.parse_args()
+    args.config = args.model if args.model.endswith('.py') else None
+    if args.config:
+        backbone = Config.fromfile(args.config).model.backbone
+        prefix = {'PVT': 'pvt_', 'PVTv2': 'pvt_v2_'}.get(backbone.type)
+        args.model = prefix and prefix + str(backbone.arch)
+        args.peers = ['mmdet']
+    if args.model not in WEIGHTS:
+        parser.error(f'{args.config or args.model}: expected one of {", ".join(WEIGHTS)}')
+    return args
+
+
+class Child:
+    """A contender in a process of its own."""
+
+    def __init__(self, task: dict, python: str) -> None:
+        self.name = task['title']
+        try:
+            self.process = subprocess.Popen(
+                [python, str(CHILD)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        except OSError as error:
+            self.about = dict(error=str(error))
+        else:
+            self.about = self.ask(json.dumps(task))
+
+    def ask(self, line: str) -> dict:
+        try:
+            self.process.stdin.write(line + '\n')
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ''
+        if not answer:
+            return dict(error=f'ended with exit status {self.process.wait()}')
+        return json.loads(answer)
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start(args: argparse.Namespace, folder: Path) -> tuple[list[Child], list[str]]:
+    """The contenders that can be had, ours first, and a line for each that cannot."""
+    version = 2 if args.model.startswith('pvt_v2_') else 1
+    model = build(args.model)
+    weights = filled(model)
+    pythons = dict(pair.split('=', 1) for pair in args.peer_python)
+    common = dict(
+        name=args.model,
+        arch=args.model.removeprefix('pvt_v2_' if version == 2 else 'pvt_'),
+        version=version,
+        numbers=model.arch,
+        official=str(args.official) if args.official else None,
+        with_cp=False,
+        **{key: getattr(args, key) for key in ('mode', 'size', 'batch', 'dtype', 'device')},
+        **{key: getattr(args, key) for key in ('threads', 'compile', 'config', 'cfg_options')},
+    )
+    wanted = [('ours', 'ours', {})]
+    if not args.config and not args.sweep:
+        wanted.append(('roofline', 'roofline', {}))
+    if args.with_cp:
+        wanted.append(('ours, with_cp', 'ours', dict(with_cp=True)))
+    wanted += [(peer, peer, {}) for peer in args.peers]
+    children, left_out = [], []
+    for title, peer, options in wanted:
+        path = folder / f'{peer}.pth'
+        (folder / title).mkdir(exist_ok=True)
+        library = peer if peer in ('mmdet', 'timm', 'hf') else 'pvt_mm'
+        try:
+            torch.save(from_pvt_mm(weights, library), path)
+        except ValueError as error:
+            left_out.append(f'{title}: {error}')
+            continue
+        task = dict(title=title, peer=peer, weights=str(path), folder=str(folder / title))
+        child = Child(common | task | options, pythons.get(peer, sys.executable))
+        if 'error' in child.about:
+            left_out.append(f'{title}: {child.about["error"]}')
+        else:
+            children.append(child)
+    return children, left_out
+
+
+def build(model: str) -> torch.nn.Module:
+    cfg = Config.fromfile(BACKBONES / f'{model}.py').model
+    return MODELS.build(cfg | dict(init_cfg=None))
+
+
+def filled(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Random weights of a classifier, of a size that keeps the activations in range."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    state = model.state_dict()
+    for key in state:
+        if key.startswith('pos_embed'):
+            state[key] = 0.1 * torch.randn_like(state[key])
+    last = state.get('pos_embed4')
+    if last is not None:  # the authors' v1 has a slot for the class token, and a norm after it
+        state['pos_embed4'] = torch.cat([torch.zeros_like(last[:, :1]), last], dim=1)
+        state |= {'norm.weight': torch.ones(last.shape[2]), 'norm.bias': torch.zeros(last.shape[2])}
+    return state
+
+
+def measure(
+    children: list[Child], pairs: int, warm_up: int = 1
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """Turns of one step each, the first of which are not counted; and who dropped out."""
+    turns: dict[str, list[dict]] = {child.name: [] for child in children}
+    left_out = []
+    for turn in range(-warm_up, pairs):
+        for child in list(children):
+            answer = child.ask('step')
+            if 'error' in answer:
+                children.remove(child)
+                turns.pop(child.name)
+                left_out.append(f'{child.name}: {answer["error"]}')
+            elif turn >= 0:
+                turns[child.name].append(answer)
+        print(f'turn {turn + 1} of {pairs}', file=sys.stderr, flush=True)
+    return turns, left_out
+
+
+def summarise(turns: dict[str, list[dict]], gflop: float | None) -> dict[str, dict[str, float]]:
+    """Medians over the turns; ratios to ours are those of the same turn."""
+
+    def median(name: str, value) -> float:
+        return statistics.median(map(value, turns[name], turns['ours']))
+
+    result = {}
+    for name, steps in turns.items():
+        row = result[name] = dict(
+            seconds=median(name, lambda step, _: step['seconds']),
+            time_ratio=median(name, lambda step, ours: step['seconds'] / ours['seconds']),
+            peak_mb=median(name, lambda step, _: step['peak'] / 2**20),
+            peak_ratio=median(name, lambda step, ours: step['peak'] / ours['peak']),
+            step_mb=median(name, lambda step, _: step['step'] / 2**20),
+        )
+        for part in steps[0].get('parts', ()):
+            row[part] = median(name, lambda step, _, part=part: step['parts'][part])
+        if gflop:
+            row['gflops'] = gflop / row['seconds']
+        if 'roofline' in turns:
+            row['of_roofline'] = statistics.median(
+                roof['seconds'] / step['seconds']
+                for roof, step in zip(turns['roofline'], steps, strict=True)
+            )
+    return result
+
+
+def agreement(children: list[Child]) -> dict[str, float]:
+    """The largest difference of some values of the last map from ours, relative to the largest."""
+    probes = {c.name: c.ask('probe').get('probe') for c in children if c.name != 'roofline'}
+    size, *values = probes['ours']
+    ours = torch.tensor(values)
+    return {
+        name: ((torch.tensor(probe[1:]) - ours).abs().max() / ours.abs().max()).item()
+        for name, probe in probes.items()
+        if probe and probe[0] == size  # Hugging Face's v1 returns its class token as well
+    }
+
+
+# Key of a row, title and format.
+COLUMNS = [
+    ('seconds', 's', '.3f'),
+    ('time_ratio', 'x ours', '.2f'),
+    ('gflops', 'GFLOP/s', '.0f'),
+    ('of_roofline', 'of roofline', '.2f'),
+    ('peak_mb', 'peak MB', '.0f'),
+    ('peak_ratio', 'x ours', '.2f'),
+    ('step_mb', 'step MB', '.0f'),
+    ('difference', 'difference', '.0e'),
+    *((part, part, '.3f') for part in ('data', 'backbone', 'neck', 'head')),
+    *((part, part, '.3f') for part in ('backward', 'optimizer', 'evaluation')),
+]
+
+
+def table(rows: dict[str, dict[str, float]]) -> Table:
+    made = Table('contender', box=box.MARKDOWN)
+    columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
+    for _, title, _ in columns:
+        made.add_column(title, justify='right')
+    for name, row in rows.items():
+        cells = (format(row[key], spec) if key in row else '' for key, _, spec in columns)
+        made.add_row(name, *cells)
+    return made
+
+
+def new_figure(columns: int):
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(4.5 * columns, 3.2), layout='constrained')
+    for axis in figure.axes:
+        axis.spines[['top', 'right']].set_visible(False)
+    return figure, axes
+
+
+def draw(rows: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    figure, axes = new_figure(2)
+    for axis, key, label in zip(axes, ('seconds', 'peak_mb'), ('seconds', 'peak MB'), strict=True):
+        names = [name for name in rows if key == 'seconds' or name != 'roofline']
+        bars = axis.barh(names, [rows[name][key] for name in names], color='0.6')
+        bars[0].set_color('C0')
+        axis.bar_label(bars, fmt='%.3g', padding=2)
+        axis.invert_yaxis()
+        axis.set_xlabel(label)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def sweep(args: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """The memory of a first step, in MB above what there was before, by the side of the image."""
+    memory: dict[str, dict[int, float]] = {}
+    left_out = []
+    for side in args.sweep:
+        args.size = (side, side)
+        children, missing = start(args, folder)
+        turns, dropped = measure(children, pairs=1, warm_up=0)
+        left_out += [f'{line} ({side} pixels)' for line in missing + dropped]
+        for name, (step,) in turns.items():
+            memory.setdefault(name, {})[side] = step['step'] / 2**20
+        for child in children:
+            child.stop()
+    return memory, left_out
+
+
+def exponent(memory: dict[int, float]) -> float:
+    """p of memory ~ pixels ** p: the slope of a straight line through the logarithms."""
+    pixels = [2 * math.log(side) for side in memory]
+    return statistics.linear_regression(pixels, [math.log(mb) for mb in memory.values()]).slope
+
+
+def sweep_table(memory: dict[str, dict[int, float]]) -> Table:
+    made = Table('contender', box=box.MARKDOWN)
+    sides = list(memory['ours'])
+    for title in (*(f'{side} x {side}' for side in sides), 'exponent', 'of the last two'):
+        made.add_column(title, justify='right')
+    for name, row in memory.items():
+        cells = [f'{row[side]:.0f}' if side in row else '' for side in sides]
+        last = dict(list(row.items())[-2:])
+        slopes = [f'{exponent(part):.2f}' if len(part) > 1 else '' for part in (row, last)]
+        made.add_row(name, *cells, *slopes)
+    return made
+
+
+def draw_sweep(memory: dict[str, dict[int, float]], title: str, path: Path) -> None:
+    figure, axis = new_figure(1)
+    for name, row in memory.items():
+        label = f'{name}: pixels^{exponent(row):.2f}' if len(row) > 1 else name
+        axis.loglog([side**2 for side in row], list(row.values()), 'o-', label=label)
+    axis.set_xlabel('pixels')
+    axis.set_ylabel('MB of a step')
+    axis.legend(frameon=False)
+    axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def describe(args: argparse.Namespace) -> str:
+    size = f'{args.batch} x {args.size[0]}x{args.size[1]}, {args.dtype}'
+    what = f'{args.batch} x square, {args.dtype}' if args.sweep else size
+    return (
+        f'{args.config or args.model}, {args.mode}, {"its own data" if args.config else what}, '
+        f'{args.device}, {args.threads} threads' + (', compiled' if args.compile else '')
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    title = describe(args)
+    print(f'{title}; torch {torch.__version__}, {platform.machine()}')
+    console = Console(width=140)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.sweep:
+            memory, left_out = sweep(args, folder)
+            content = dict(title=title, memory=memory)
+            console.print(sweep_table(memory))
+        else:
+            gflop = None
+            if not args.config:
+                model, _ = get_flops.build(args.model)
+                total, _ = get_flops.count(model, tuple(args.size))['']
+                # In the usual sense, not the papers': a product and a sum are two; a backward pass
+                # is two forward passes.
+                gflop = 2 * total * args.batch * (3 if args.mode == 'train' else 1) / 1e9
+            children, left_out = start(args, folder)
+            turns, dropped = measure(children, args.pairs)
+            left_out += dropped
+            if 'ours' not in turns:
+                sys.exit('\n'.join(left_out))
+            rows = summarise(turns, gflop)
+            if not args.config:
+                for contender, difference in agreement(children).items():
+                    rows[contender]['difference'] = difference
+            about = {child.name: child.about for child in children}
+            for child in children:
+                child.stop()
+            content = dict(title=title, gflop=gflop, rows=rows, about=about, turns=turns)
+            console.print(table(rows))
+            for contender, found in about.items():
+                if found['version']:
+                    print(f'{contender}: {found["version"]}, torch {found["torch"]}')
+    for line in left_out:
+        print(f'left out: {line}')
+    if args.json:
+        args.json.write_text(json.dumps(content | dict(left_out=left_out), indent=1))
+    if args.plot:
+        draw_sweep(memory, title, args.plot) if args.sweep else draw(rows, title, args.plot)
+
+
+if __name__ == '__main__':
+    main()
