@@ -6,6 +6,7 @@ Each setting runs in turn, several times; the ratio to the first is the median o
 """
 
 import argparse
+import copy
 import statistics
 import time
 
@@ -47,25 +48,23 @@ def main() -> None:
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     import_host(cfg.default_scope)
-    default = cfg.train_dataloader.num_workers
+    loader = cfg.train_dataloader
     settings = {'the config': {}}
-    settings |= {f'{n} workers': dict(num_workers=n) for n in args.workers if n != default}
+    for n in args.workers:
+        if n != loader.num_workers:
+            change = {'num_workers': n, 'persistent_workers': n > 0}
+            settings[f'{n} workers'] = {f'train_dataloader.{k}': v for k, v in change.items()}
     settings |= {
-        'not persistent': dict(persistent_workers=False),
-        "OpenCV's threads": dict(),
-        'Pillow decodes': dict(),
+        'not persistent': {'train_dataloader.persistent_workers': False},
+        "OpenCV's threads": {'env_cfg.mp_cfg.opencv_num_threads': cv2.getNumberOfCPUs()},
+        'Pillow decodes': {'train_dataloader.dataset.pipeline.0.imdecode_backend': 'pillow'},
     }
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(args.turns):
         for name, change in settings.items():
-            own = cfg.copy()
-            own.train_dataloader.update(change)
-            if own.train_dataloader.num_workers == 0:
-                own.train_dataloader.persistent_workers = False
-            if name == 'Pillow decodes':
-                own.train_dataloader.dataset.pipeline[0].imdecode_backend = 'pillow'
-            threads = cv2.getNumberOfCPUs() if name == "OpenCV's threads" else 0
-            set_multi_processing('fork', opencv_num_threads=threads)
+            own = copy.deepcopy(cfg)  # a copy would share the nested settings
+            own.merge_from_dict(change)
+            set_multi_processing(**own.env_cfg.mp_cfg)
             rates[name].append(rate(own, args.images))
     rows = Table('', box=box.MARKDOWN)
     rows.add_column('images/s', justify='right')
@@ -74,7 +73,7 @@ def main() -> None:
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
         rows.add_row(name, f'{statistics.median(found):.1f}', f'{ratio:.2f}')
-    print(f'{args.config}: {default} workers, batches of {cfg.train_dataloader.batch_size}')
+    print(f'{args.config}: {loader.num_workers} workers, batches of {loader.batch_size}')
     Console(width=100).print(rows)
 
 

@@ -23,11 +23,11 @@ def test_ratios_are_those_of_one_turn():
         roofline=[turn(0.8), turn(1.6), turn(3.2)],
         peer=[turn(3.0), turn(6.0), turn(11.0)],
     )
-    rows = benchmark.summarise(turns, gflop=100.0)
+    rows = benchmark.summarise(turns, gflop=100.0, batch=4)
     assert rows['peer']['time_ratio'] == 3.0
     assert rows['peer']['seconds'] == 6.0
     assert rows['ours']['of_roofline'] == pytest.approx(0.8)
-    assert rows['ours']['gflops'] == 50.0
+    assert (rows['ours']['gflops'], rows['ours']['throughput']) == (50.0, 2.0)
     assert (rows['ours']['peak_mb'], rows['ours']['step_mb']) == (2.0, 1.0)
 
 
@@ -35,6 +35,22 @@ def test_ratios_are_those_of_one_turn():
 def test_exponent_of_memory(power):
     memory = {side: 3.0 * (side * side) ** power for side in (224, 640, 1600)}
     assert benchmark.exponent(memory) == pytest.approx(power)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'expected a model or --config'),
+        (['pvt_tiny', '--config', 'configs/demo/retinanet.py'], 'and not both'),
+        (['--config', 'configs/demo/retinanet.py', '--batch', '2'], '--batch is for backbones'),
+        (['pvt_huge'], 'pvt_huge: expected one of pvt_tiny, '),
+    ],
+)
+def test_mistakes(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
+    with pytest.raises(SystemExit):
+        benchmark.parse_args()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -72,7 +88,8 @@ def test_backbones(tmp_path):
 def test_a_detector(shapes, tmp_path):
     subprocess.run(
         [
-            *(sys.executable, ROOT / 'tools/benchmark.py', 'configs/demo/retinanet.py'),
+            *(sys.executable, ROOT / 'tools/benchmark.py'),
+            *('--config', 'configs/demo/retinanet.py'),
             *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
             *('--cfg-options', 'train_dataloader.batch_size=2'),
         ],

@@ -3,10 +3,14 @@
 import logging
 import sys
 
+import mmengine
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import COCOeval_faster
+from mmdet.datasets.api_wrappers import COCO
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.structures import InstanceData
 from pycocotools.cocoeval import COCOeval
@@ -21,8 +25,6 @@ ANNOTATIONS = ROOT.parent / 'shared/data/coco/annotations/instances_val2017.json
 @pytest.fixture
 def truth(tmp_path):
     """Annotations of six images with objects of ten classes, and detections for them."""
-    import mmengine
-
     made, found = coco_eval.make(images=6, detections=40)
     path = tmp_path / 'truth.json'
     mmengine.dump(made, path)
@@ -40,8 +42,6 @@ def build(path, **kwargs):
 
 def samples(path, found):
     """The detections as MMDetection's test step hands them over."""
-    from pycocotools.coco import COCO
-
     coco = COCO(path)
     labels = {category: i for i, category in enumerate(coco.getCatIds())}
     for image in coco.getImgIds():
@@ -63,7 +63,7 @@ def test_the_same_numbers_as_pycocotools(truth, monkeypatch):
     for missing in (False, True):
         if missing:
             monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
-        metric = build(path, classwise=True, metric_items=None)
+        metric = build(path, classwise=True)
         metric.process({}, list(samples(path, found)))
         results.append(metric.evaluate(size=6))
     fast, slow = results
@@ -85,10 +85,6 @@ def test_it_is_faster_coco_eval_that_evaluates(truth, monkeypatch, capsys):
 
 def test_without_it_pycocotools_is_announced_at_once(truth, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
-    logger = logging.getLogger('mmengine')
-    monkeypatch.setattr(logger, 'propagate', True)
-    from mmengine.logging import MMLogger
-
     monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logging.getLogger('test'))
     build(truth[0])
     assert 'pycocotools evaluates instead' in caplog.text
@@ -102,9 +98,6 @@ def test_unknown_arguments_raise(truth):
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_twelve_numbers(kind):
-    from faster_coco_eval import COCOeval_faster
-    from mmdet.datasets.api_wrappers import COCO
-
     made, found = coco_eval.make(images=20, detections=100)
     truth = COCO()
     truth.dataset = made
@@ -121,9 +114,6 @@ def test_twelve_numbers(kind):
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_twelve_numbers_of_real_annotations(kind):
     """Crowds, objects of several pieces and images without any; detections are shifted truth."""
-    from faster_coco_eval import COCOeval_faster
-    from mmdet.datasets.api_wrappers import COCO
-
     truth = COCO(str(ANNOTATIONS))
     rng = np.random.default_rng(0)
     found = []

@@ -5,7 +5,7 @@
         --peer-python timm=PATH/bin/python --json v2.json --plot v2.png
     python tools/benchmark.py pvt_small --peers official --official PATH/detection/pvt.py
     python tools/benchmark.py pvt_small --sweep 224 448 896 1600 --plot memory.png
-    python tools/benchmark.py configs/retinanet/pvt_s_fpn_1x.py --mode train
+    python tools/benchmark.py --config configs/retinanet/pvt_s_fpn_1x.py --mode train
 
 All have the same weights and the same image. Each contender is a process of its own; they take
 turns, and what is compared is the median over the turns of the ratio to ours in the same turn. The
@@ -48,7 +48,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('model', help=f'one of {", ".join(WEIGHTS)}, or a config')
+    parser.add_argument('model', nargs='?', help=f'one of {", ".join(WEIGHTS)}')
+    parser.add_argument('--config', help='a whole detector or segmentor instead')
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
     parser.add_argument(
@@ -74,8 +75,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', type=Path, help='write the numbers')
     parser.add_argument('--plot', type=Path, help='draw them')
     args = parser.parse_args()
-    args.config = args.model if args.model.endswith('.py') else None
+    if (args.model is None) == (args.config is None):
+        parser.error('expected a model or --config, and not both.')
     if args.config:
+        for name in ('size', 'batch', 'dtype', 'sweep', 'peers', 'official'):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f'--{name} is for backbones alone; for --config see --cfg-options.')
         backbone = Config.fromfile(args.config).model.backbone
         prefix = {'PVT': 'pvt_', 'PVTv2': 'pvt_v2_'}.get(backbone.type)
         args.model = prefix and prefix + str(backbone.arch)
@@ -197,7 +202,9 @@ def measure(
     return turns, left_out
 
 
-def summarise(turns: dict[str, list[dict]], gflop: float | None) -> dict[str, dict[str, float]]:
+def summarise(
+    turns: dict[str, list[dict]], gflop: float | None = None, batch: int = 1
+) -> dict[str, dict[str, float]]:
     """Medians over the turns; ratios to ours are those of the same turn."""
 
     def median(name: str, value) -> float:
@@ -215,6 +222,7 @@ def summarise(turns: dict[str, list[dict]], gflop: float | None) -> dict[str, di
         for part in steps[0].get('parts', ()):
             row[part] = median(name, lambda step, _, part=part: step['parts'][part])
         if gflop:
+            row['throughput'] = batch / row['seconds']
             row['gflops'] = gflop / row['seconds']
         if 'roofline' in turns:
             row['of_roofline'] = statistics.median(
@@ -240,6 +248,7 @@ def agreement(children: list[Child]) -> dict[str, float]:
 COLUMNS = [
     ('seconds', 's', '.3f'),
     ('time_ratio', 'x ours', '.2f'),
+    ('throughput', 'images/s', '.2f'),
     ('gflops', 'GFLOP/s', '.0f'),
     ('of_roofline', 'of roofline', '.2f'),
     ('peak_mb', 'peak MB', '.0f'),
@@ -367,7 +376,7 @@ def main() -> None:
             left_out += dropped
             if 'ours' not in turns:
                 sys.exit('\n'.join(left_out))
-            rows = summarise(turns, gflop)
+            rows = summarise(turns, gflop, args.batch)
             if not args.config:
                 for contender, difference in agreement(children).items():
                     rows[contender]['difference'] = difference

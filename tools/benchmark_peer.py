@@ -232,6 +232,10 @@ class Detector:
         cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
         if task['peer'] == 'mmdet':
             cfg.model.backbone = mmdet_config(task)
+        else:
+            cfg.model.backbone.with_cp = task['with_cp']
+        if task['compile']:
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBackboneHook')]
         for split in ('train', 'val', 'test'):
             # No process of its own for loading: it would work while others have their turn.
             cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
