@@ -29,6 +29,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
+from .doctor import explain, find_problems
 from .pvt import PVT, PVTv2
 from .weights import count_by_part, unwrap
 
@@ -264,6 +265,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         splits: The splits that the tool reads, see :func:`check_data`.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if problems := list(find_problems()):
+        sys.exit('\n'.join(problems))
     if not os.path.isfile(args.config):
         sys.exit(f'{args.config} is no file (from {os.getcwd()}), expected a config.')
     cfg = Config.fromfile(args.config)
@@ -280,7 +283,13 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         check_data(cfg, splits)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    import_host(cfg.default_scope)
+    try:
+        import_host(cfg.default_scope)
+    except Exception as error:
+        told = explain(cfg.default_scope, error)
+        if not told:
+            raise
+        sys.exit(told)
     read_safely(args.trust_checkpoint)
     return cfg
 
@@ -304,6 +313,7 @@ def import_host(scope: str) -> None:
 
     Raises:
         ModuleNotFoundError: the host, or something that it needs, is not installed.
+        AssertionError: it refuses the version of mmcv or mmengine.
     """
     for message in _WARNED:
         warnings.filterwarnings('ignore', message=message)

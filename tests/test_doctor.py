@@ -1,0 +1,159 @@
+"""Environments that cannot work, imitated by what lies first on the path: one sentence for each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvt_mm import doctor
+
+from .conftest import ROOT
+
+
+class Environment:
+    """A folder before all others: distributions that seem to be installed, packages that are."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        monkeypatch.syspath_prepend(folder)
+
+    def distribution(self, name: str, version: str) -> None:
+        info = self.folder / f'{name.replace("-", "_")}-{version}.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+    def package(self, name: str, code: str = '') -> None:
+        self.monkeypatch.delitem(sys.modules, name, raising=False)
+        (self.folder / name).mkdir()
+        (self.folder / name / '__init__.py').write_text(code)
+
+    def upstream(self) -> None:
+        """No distribution of the forks; those of upstream instead."""
+        real = doctor.version
+
+        def version(name: str) -> str:
+            if name.startswith('onedl-'):
+                raise doctor.PackageNotFoundError(name)
+            return real(name)
+
+        self.monkeypatch.setattr(doctor, 'version', version)
+        for name, number in (
+            *(('mmengine', '0.10.7'), ('mmcv', '2.1.0')),
+            *(('mmdet', '3.3.0'), ('mmsegmentation', '1.2.2')),
+        ):
+            self.distribution(name, number)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    return Environment(tmp_path, monkeypatch)
+
+
+def test_this_environment_has_no_problem(monkeypatch, capsys):
+    assert list(doctor.find_problems()) == []
+    with pytest.raises(SystemExit) as end:
+        doctor.main()
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for module in doctor.DISTRIBUTIONS:
+        assert doctor.named(module) in printed
+    assert 'Nothing wrong was found' in printed
+
+
+def test_both_stacks_at_once(environment):
+    environment.distribution('mmdet', '3.3.0')
+    environment.distribution('mmcv', '2.1.0')
+    (problem,) = doctor.find_problems()
+    fork = doctor.installed('onedl-mmdetection')
+    assert f'mmdet 3.3.0 and onedl-mmdetection {fork} have overwritten the files' in problem
+    uninstall, again, _, mmcv = problem.split(': ', 1)[1].split(' && ')
+    assert uninstall == 'python -m pip uninstall -y mmcv onedl-mmcv mmdet onedl-mmdetection'
+    assert again.endswith(f'pip install --no-deps --force-reinstall onedl-mmdetection=={fork}')
+    assert mmcv.endswith(f' onedl-mmcv=={doctor.installed("onedl-mmcv")}')
+
+
+def test_mmcv_without_operators(environment):
+    environment.package('mmcv')
+    (problem,) = doctor.find_problems()
+    found = doctor.installed('onedl-mmcv')
+    assert problem.startswith(f'onedl-mmcv {found} has been built without its operators: ')
+    for part in ('MMCV_WITH_OPS=1', '--no-build-isolation', '--no-cache-dir', '--force-reinstall'):
+        assert part in problem
+    assert problem.endswith(f' onedl-mmcv=={found}')
+
+
+def test_no_mmcv(environment, monkeypatch):
+    real = doctor.find_spec
+    monkeypatch.setattr(doctor, 'find_spec', lambda name: None if name == 'mmcv' else real(name))
+    (problem,) = doctor.find_problems()
+    assert ' need mmcv, which pip alone builds without operators: ' in problem
+    assert '--no-build-isolation' in problem
+
+
+def test_numpy_2_under_a_torch_of_before(environment):
+    environment.distribution('torch', '2.1.2+cpu')
+    environment.distribution('numpy', '2.2.6')
+    (problem,) = doctor.find_problems()
+    assert problem == (
+        "torch 2.1.2+cpu cannot use numpy 2.2.6, it needs numpy 1: python -m pip install 'numpy<2'"
+    )
+
+
+def test_upstream(environment, monkeypatch):
+    environment.upstream()
+    environment.package('pkg_resources')
+    assert list(doctor.find_problems()) == []
+    environment.package('mmcv')
+    (problem,) = doctor.find_problems()
+    assert problem.startswith('mmcv 2.1.0 has been built without its operators: ')
+    assert "'setuptools<81'" in problem
+    assert problem.endswith(' mmcv==2.1.0')
+
+
+def test_upstream_with_setuptools_of_today(environment, monkeypatch):
+    environment.upstream()
+    real = doctor.find_spec
+    hidden = 'pkg_resources'
+    monkeypatch.setattr(doctor, 'find_spec', lambda name: None if name == hidden else real(name))
+    (problem,) = doctor.find_problems()
+    assert 'mmengine 0.10.7 needs pkg_resources' in problem
+    assert problem.endswith("pip install 'setuptools<81'")
+
+
+REFUSAL = 'MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.'
+
+
+def test_what_a_failed_import_means(environment):
+    environment.upstream()
+    refused = doctor.explain('mmdet', AssertionError(REFUSAL))
+    assert refused.startswith(f'mmdet 3.3.0 refuses mmcv 2.1.0: {REFUSAL} That is, python -m pip ')
+    assert refused.endswith(' mmcv==2.1.0')
+    missing = doctor.explain('mmseg', ModuleNotFoundError("No module named 'mmseg'", name='mmseg'))
+    assert missing == 'mmseg is not installed: python -m pip install mmsegmentation'
+    symbol = ImportError('undefined symbol: _ZN2at4', name='mmcv._ext', path='/x/mmcv/_ext.so')
+    assert doctor.explain('mmdet', symbol).startswith('the operators of mmcv 2.1.0 were built for ')
+    assert doctor.explain('mmdet', RuntimeError('broken')) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('-m', 'pvt_mm.doctor'),
+        (ROOT / 'tools/train.py', ROOT / 'configs/backbones/pvt_tiny.py'),
+        (ROOT / 'tools/test.py', ROOT / 'configs/backbones/pvt_tiny.py', __file__),
+    ],
+    ids=['doctor', 'train', 'test'],
+)
+def test_who_says_it(environment, command):
+    environment.distribution('mmdet', '3.3.0')
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        **dict(env=os.environ | dict(PYTHONPATH=str(environment.folder)), cwd='/'),
+        **dict(text=True, capture_output=True),
+    )
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count('have overwritten the files of each other') == 1
+    assert 'Traceback' not in done.stderr
