@@ -1,7 +1,6 @@
 """tools/convert.py: what it writes loads elsewhere, and it says what it did."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from pvt_mm import PVT, PVTv2
 
 from .conftest import classifier_file, randomise
+from .scripts import run_script
 from .test_checkpoint import Planted
 
 ROOT = Path(__file__).parents[1]
 
 
 def convert(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / 'tools/convert.py', *arguments]
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    return run_script([ROOT / 'tools/convert.py', *arguments])
 
 
 def detector() -> torch.nn.Module:
@@ -56,7 +55,7 @@ def test_a_whole_detector(tmp_path):
     model = randomise(detector())
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'epoch_12.pth')
     result = convert(tmp_path / 'epoch_12.pth', tmp_path / 'theirs.pth', '--to', 'mmdet')
-    assert not result.returncode, result.stderr
+    assert not result.returncode, result.stdout
     cfg = Config.fromfile(
         ROOT / 'configs/retinanet/pvt_t_fpn_1x.py', import_custom_modules=False
     ).model
@@ -88,7 +87,7 @@ def test_mistakes(tmp_path, name, to, message):
     (tmp_path / 'exists.pth').write_text('mine')
     result = convert(tmp_path / 'in.pth', tmp_path / name, '--to', to)
     assert result.returncode == 1
-    assert message in result.stderr and 'Traceback' not in result.stderr
+    assert message in result.stdout and 'Traceback' not in result.stdout
     assert (tmp_path / 'exists.pth').read_text() == 'mine'
 
 
@@ -96,12 +95,12 @@ def test_what_a_file_contains_is_not_run(tmp_path):
     torch.save(dict(state_dict={}, meta=Planted(tmp_path / 'planted')), tmp_path / 'in.pth')
     result = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--to', 'pvt_mm')
     assert result.returncode == 1
-    assert 'holds more than weights (io.open)' in result.stderr
+    assert 'holds more than weights (io.open)' in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in.pth']
 
 
 def test_no_pvt(tmp_path):
     save_file({'conv1.weight': torch.zeros(1)}, tmp_path / 'in.safetensors')
     result = convert(tmp_path / 'in.safetensors', tmp_path / 'out.pth', '--to', 'timm')
-    assert 'no PVT: its first keys are conv1.weight' in result.stderr
+    assert 'no PVT: its first keys are conv1.weight' in result.stdout
     assert not (tmp_path / 'out.pth').exists()

@@ -2,15 +2,14 @@
 
 import json
 import math
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import cv2
 import pytest
 
-from .conftest import ROOT, import_tool
+from .conftest import import_tool
+from .scripts import run_script
 
-SCRIPT = ROOT / 'tools' / 'demo.py'
 VAL = 8
 ONE_ITERATION = [
     'retinanet.train_cfg.max_epochs=1',
@@ -35,24 +34,38 @@ def demo():
     return import_tool('demo')
 
 
+class Finished:
+    """What the demonstration starts, without the seconds that imports take each time."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.done = run_script(command[1:])
+        self.returncode = self.done.returncode
+
+    def wait(self) -> None:
+        assert not self.returncode, self.done.stdout
+
+
 @pytest.mark.slow
-def test_all_heads_end_to_end(tmp_path):
+def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
     old = out / 'semfpn' / '20200101_000000'  # an older run must not be read
     (old / 'vis_data').mkdir(parents=True)
     (old / '20200101_000000.json').write_text('{"mIoU": 99.0}')
     (old / 'vis_data' / 'scalars.json').write_text('{"loss": 0.5, "step": 7}\n')
 
-    command = [sys.executable, str(SCRIPT), '--out', str(out), '--train', '16', '--val', str(VAL)]
-    command += ['--cfg-options', *ONE_ITERATION]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stdout + result.stderr
+    arguments = ['--out', str(out), '--train', '16', '--val', str(VAL)]
+    monkeypatch.setattr('sys.argv', ['demo.py', *arguments, '--cfg-options', *ONE_ITERATION])
+    monkeypatch.setattr(demo, 'subprocess', SimpleNamespace(Popen=Finished))
+    for root in ('COCO_ROOT', 'ADE_ROOT'):  # which it sets
+        monkeypatch.setenv(root, '')
+    with pytest.raises(SystemExit) as end:
+        demo.main()
 
-    *_, last = result.stderr.splitlines()
+    last = str(end.value)
     assert last.startswith('demo: missed: RetinaNet bbox_mAP_50 is 0.0')
     for missed in ('Mask R-CNN segm_mAP_50', 'Mask R-CNN bbox_mAP_50', 'Semantic FPN mIoU'):
         assert f'; {missed} is 0.' in last
-    assert 'predictions.png and ' in result.stdout
+    assert 'predictions.png and ' in capsys.readouterr().out
 
     rows = json.loads((out / 'summary.json').read_text())
     assert [(row['head'], row['metric']) for row in rows] == [

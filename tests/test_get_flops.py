@@ -1,8 +1,6 @@
 """tools/get_flops.py counts what the papers count, attention included."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ import yaml
 from pvt_mm import PVT, pvt
 
 from .conftest import ROOT, import_tool
+from .scripts import run_script
 
 get_flops = import_tool('get_flops')
 
@@ -110,13 +109,13 @@ def test_a_real_run_counts_the_same(monkeypatch):
 
 def test_command():
     config = ROOT / 'configs/cascade/pvt_v2_b2_fpn_3x.py'
-    command = [sys.executable, ROOT / 'tools/get_flops.py']
+    tool = ROOT / 'tools/get_flops.py'
     options = ['--shape', '224', '224', '--depth', '1']
-    printed = subprocess.check_output([*command, config, *options], text=True)
+    printed = run_script([tool, config, *options]).stdout
     assert re.search(r'\| CascadeRCNN +\| +82\.85 \|', printed)
     assert re.search(r'\|   backbone +\| +24\.85 \| +4\.04 \| .* \| +0\.14 \|', printed)
     assert 'at 224x224: 82.85 M parameters, ' in printed
     assert 'block1' not in printed
-    wrong = subprocess.run([*command, 'pvt_smal'], capture_output=True, text=True)
+    wrong = run_script([tool, 'pvt_smal'])
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith('pvt_smal is neither a config nor one of pvt_tiny, ')
+    assert wrong.stdout.startswith('pvt_smal is neither a config nor one of pvt_tiny, ')

@@ -20,7 +20,7 @@ def build(config: str) -> torch.nn.Module:
 
     cfg.model.backbone.init_cfg = None
     if cfg.model.backbone.type in ('PVT', 'PVTv2'):
-        cfg.model.backbone.drop_path_rate = 0.0
+        cfg.model.backbone.update(drop_path_rate=0.0, depths=(1, 1, 1, 1))
     if cfg.model.type == 'SparseRCNN':
         cfg.model.rpn_head.num_proposals = 20
         cfg.model.test_cfg.rcnn.max_per_img = 20
