@@ -1,5 +1,7 @@
 """COCO evaluation: fast, the same numbers, and never a surprise after an epoch."""
 
+import gzip
+import json
 import logging
 import sys
 
@@ -19,7 +21,9 @@ from benchmarks import coco_eval
 
 from .conftest import ROOT
 
-ANNOTATIONS = ROOT.parent / 'shared/data/coco/annotations/instances_val2017.json'
+SHARED = ROOT.parent / 'shared/data/coco/annotations'
+ANNOTATIONS = SHARED / 'instances_val2017.json'
+DETECTIONS = ROOT / 'tests/golden/detections.json.gz'
 
 
 @pytest.fixture
@@ -130,6 +134,18 @@ def test_twelve_numbers_of_real_annotations(kind):
             result['segmentation'] = truth.annToRLE(annotation)
         found.append(result)
     results = truth.loadRes(found)
+    _, expected = coco_eval.evaluate(COCOeval, truth, results, kind)
+    _, stats = coco_eval.evaluate(COCOeval_faster, truth, results, kind)
+    assert expected[0] > 0.05
+    np.testing.assert_allclose(stats, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason='needs the COCO part in ../shared')
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_twelve_numbers_of_a_models_detections(kind):
+    """What the Mask R-CNN of docs/learning.md finds on twenty photographs."""
+    truth = COCO(str(SHARED / 'instances_train2017.json'))
+    results = truth.loadRes(json.loads(gzip.decompress(DETECTIONS.read_bytes()))[kind])
     _, expected = coco_eval.evaluate(COCOeval, truth, results, kind)
     _, stats = coco_eval.evaluate(COCOeval_faster, truth, results, kind)
     assert expected[0] > 0.05

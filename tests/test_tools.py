@@ -21,6 +21,7 @@ import torch
 from pvt_mm import PVT
 
 from .conftest import classifier_file, import_tool
+from .scripts import run_script
 from .test_checkpoint import Planted
 
 ROOT = Path(__file__).parents[1]
@@ -44,14 +45,20 @@ SEGMENTOR += ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.inter
 SEGMENTOR += ['model.data_preprocessor.size=(64,64)']
 
 
-def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT) -> str:
-    """Standard output and error of a command, which must end with this exit code."""
+def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT, new: bool = False) -> str:
+    """Standard output and error of a command, which must end with this exit code.
+
+    A Python script runs in a process that has the hosts already, unless ``new``.
+    """
     command = [str(word) for word in command]
-    if command[0].endswith('.py'):
-        command.insert(0, sys.executable)
-    done = subprocess.run(
-        command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    is_script = command[0].endswith('.py')
+    if is_script and not new:
+        done = run_script(command, env, cwd)
+    else:
+        done = subprocess.run(
+            [sys.executable, *command] if is_script else command,
+            **dict(env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+        )
     assert done.returncode == code, done.stdout[-4000:]
     return done.stdout
 
@@ -62,7 +69,9 @@ def detector(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp('detector')
     config = 'configs/demo/retinanet.py'
     printed = run(
-        TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *DETECTOR, env=shapes
+        *(TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *DETECTOR),
+        env=shapes,
+        new=True,
     )
     return folder, printed
 
@@ -72,7 +81,9 @@ def segmentor(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp('segmentor')
     config = 'configs/demo/semfpn.py'
     printed = run(
-        TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *SEGMENTOR, env=shapes
+        *(TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *SEGMENTOR),
+        env=shapes,
+        new=True,
     )
     return folder, printed
 
@@ -213,6 +224,10 @@ def test_two_processes_train_from_any_directory(shapes, tmp_path):
     printed = run(
         *(TOOLS / 'dist_train.sh', ROOT / 'configs/demo/semfpn.py', 2, '--work-dir', 'here'),
         *('--cfg-options', *SEGMENTOR, 'train_dataloader.batch_size=4'),
+        *(
+            'model_wrapper_cfg.type=MMDistributedDataParallel',
+            'model_wrapper_cfg.static_graph=True',
+        ),
         env=shapes,
         cwd=tmp_path,
     )

@@ -289,7 +289,7 @@ def draw(rows: dict[str, dict[str, float]], title: str, path: Path) -> None:
         names = [name for name in rows if key == 'seconds' or name != 'roofline']
         bars = axis.barh(names, [rows[name][key] for name in names], color='0.6')
         bars[0].set_color('C0')
-        axis.bar_label(bars, fmt='%.3g', padding=2)
+        axis.bar_label(bars, fmt='{:.4g}', padding=2)
         axis.invert_yaxis()
         axis.set_xlabel(label)
     figure.suptitle(title, fontsize=10)

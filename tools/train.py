@@ -11,6 +11,7 @@ import argparse
 import sys
 
 import torch
+from mmengine.registry import RUNNERS
 from mmengine.runner import find_latest_checkpoint
 
 from pvt_mm.engine import ToolRunner, add_arguments, load_config
@@ -64,7 +65,9 @@ def main() -> None:
             'Mixed precision needs a GPU and there is none: leave --amp out, or, where the config '
             'asks for it, pass --cfg-options optim_wrapper.type=OptimWrapper.'
         )
-    ToolRunner.from_cfg(cfg).train()
+    # A config asks for mmengine's FlexibleRunner where it shards the model, see docs/benchmark.md.
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
+    runner.train()
 
 
 if __name__ == '__main__':

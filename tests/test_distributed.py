@@ -1,0 +1,111 @@
+"""Two processes and two steps of accumulation train what one process does in one step."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.model import BaseModel
+from mmengine.runner import FlexibleRunner
+
+from pvt_mm import PVT, PVTv2
+from pvt_mm.engine import ToolRunner
+
+from .conftest import SMALL, randomise
+
+ITERATIONS = 3
+DDP = dict(cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', static_graph=True)))
+FSDP = dict(
+    strategy=dict(
+        type='FSDPStrategy',
+        model_wrapper=dict(
+            type='MMFullyShardedDataParallel',
+            device_id='cpu',
+            auto_wrap_policy=dict(
+                type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy',
+                min_num_params=10_000,  # one block of the third stage
+            ),
+        ),
+    )
+)
+
+
+class Classifier(BaseModel):
+    def __init__(self, cls: type) -> None:
+        super().__init__()
+        self.backbone = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=True))
+
+    def init_weights(self) -> None:
+        """Keep what is there, the same in all processes."""
+
+    def forward(self, x, mode='tensor'):
+        return dict(loss=sum(y.square().mean() for y in self.backbone(x)))
+
+
+def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs):
+    """Gradient descent; each step sees four images, wherever and whenever they come."""
+    torch.manual_seed(0)
+    images = torch.randn(4 * ITERATIONS, 3, 64, 64)
+    made = runner(
+        model=Classifier(cls),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=4 // processes // accumulate,
+            collate_fn=dict(type='default_collate'),
+            dataset=[dict(x=image) for image in images],
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=1e-2, momentum=0.9),
+            accumulative_counts=accumulate,
+        ),
+        default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', interval=1)),
+        experiment_name=f'{processes}-{accumulate}',
+        **kwargs,
+    )
+    made.train()
+    return made.model
+
+
+def train_in_a_group(rank, port, cls, work_dir, kwargs):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo')
+    model = train(cls, work_dir, processes=2, launcher='pytorch', **kwargs)
+    if 'strategy' in kwargs:
+        with model.summon_full_params(model):
+            state = {k.replace('_fsdp_wrapped_module.', ''): p for k, p in model.named_parameters()}
+            torch.save(state, work_dir / f'{rank}.pth')
+    else:
+        torch.save(model.module.state_dict(), work_dir / f'{rank}.pth')
+    # In this order, or the group dies with the model, waiting for a thread that waits for the GIL.
+    del model
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('cls', 'kwargs'),
+    [
+        (PVT, DDP),
+        (PVTv2, dict(accumulate=2)),
+        (PVT, FSDP | dict(runner=FlexibleRunner)),
+    ],
+    ids=['static graph', 'accumulation', 'fsdp'],
+)
+def test_two_processes_train_what_one_does(cls, kwargs, tmp_path, free_port):
+    one = train(cls, tmp_path / 'one').state_dict()
+    mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
+    before = Classifier(cls).state_dict()
+    for rank in range(2):
+        two = torch.load(tmp_path / f'{rank}.pth')
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert torch.allclose(two[key], value, rtol=1e-4, atol=1e-6), key
+    changed = [key for key, value in one.items() if not torch.equal(value, before[key])]
+    assert len(changed) == len(one)
