@@ -24,13 +24,13 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import HOOKS
+from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
 from .doctor import explain, find_problems
-from .pvt import PVT, PVTv2
+from .pvt import PVT, Block, PVTv2
 from .weights import count_by_part, unwrap
 
 # Beginnings of what is logged at every start and is no news; the log file has it.
@@ -132,6 +132,16 @@ class CompileBackboneHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.backbone.compile(**self.options)
         runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
+
+
+@FUNCTIONS.register_module()
+def wrap_pvt_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """An auto_wrap_policy for FSDP: the blocks of the backbone, each by itself.
+
+    A policy by size would wrap necks and heads too, of which the hosts call other methods than
+    ``forward``, and these would find their weights sharded.
+    """
+    return recurse or isinstance(module, Block)
 
 
 class CompleteCheckpointHook(Hook):

@@ -22,10 +22,7 @@ FSDP = dict(
         model_wrapper=dict(
             type='MMFullyShardedDataParallel',
             device_id='cpu',
-            auto_wrap_policy=dict(
-                type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy',
-                min_num_params=10_000,  # one block of the third stage
-            ),
+            auto_wrap_policy='wrap_pvt_blocks',
         ),
     )
 )

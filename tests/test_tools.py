@@ -207,6 +207,20 @@ def test_mixed_precision(arguments, dtype, shapes, monkeypatch):
     assert wrapper.get('dtype') == dtype
 
 
+def test_a_runner_of_mmengines(shapes, monkeypatch):
+    train, seen = import_tool('train'), []
+    runner = SimpleNamespace(train=lambda: seen.append('trained'))
+    build = SimpleNamespace(build=lambda cfg: seen.append(cfg.runner_type) or runner)
+    monkeypatch.setattr(train, 'RUNNERS', build)
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    options = ['--cfg-options', 'runner_type=FlexibleRunner']
+    monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *options])
+    monkeypatch.chdir(ROOT)
+    train.main()
+    assert seen == ['FlexibleRunner', 'trained']
+
+
 @pytest.mark.parametrize(
     ('host', 'config', 'options'),
     [('mmdet', 'maskrcnn', DETECTOR), ('mmseg', 'semfpn', SEGMENTOR)],
