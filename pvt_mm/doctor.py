@@ -50,10 +50,10 @@ def is_fork() -> bool:
     return forks or not upstream
 
 
-def mmcv_command(wanted: str | None = None) -> str:
+def mmcv_command(keep_version: bool = True) -> str:
     """What builds mmcv, operators included, for the torch of this environment."""
     name, setuptools = ('onedl-mmcv', 'setuptools') if is_fork() else ('mmcv', "'setuptools<81'")
-    wanted = wanted or installed(name) or MMCV[name]
+    wanted = (keep_version and installed(name)) or MMCV[name]
     return (
         f'{PIP} {setuptools} wheel ninja psutil packaging && MMCV_WITH_OPS=1 {PIP} --no-deps '
         f'--no-build-isolation --no-cache-dir --force-reinstall {name}=={wanted}'
@@ -109,7 +109,7 @@ def explain(module: str, error: Exception) -> str | None:
     if isinstance(error, AssertionError) and 'MMCV' in str(error):
         return (
             f'{named(module)} refuses {named("mmcv")}: {error} That is, '
-            f'{mmcv_command(MMCV["onedl-mmcv" if is_fork() else "mmcv"])}'
+            f'{mmcv_command(keep_version=False)}'
         )
     if isinstance(error, ImportError) and '_ext' in f'{error.path}{error.name}':
         return (

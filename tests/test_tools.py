@@ -185,40 +185,42 @@ def test_mixed_precision_needs_a_gpu(change, shapes, tmp_path):
     assert printed.splitlines()[-1].startswith('Mixed precision needs a GPU and there is none')
 
 
+@pytest.fixture
+def train_tool(shapes, monkeypatch):
+    """Runs tools/train.py here; its runners leave their config in a list and do nothing."""
+    train, seen = import_tool('train'), []
+    runner = SimpleNamespace(train=lambda: None)
+    for name, method in (('ToolRunner', 'from_cfg'), ('RUNNERS', 'build')):
+        stand_in = {method: lambda cfg, name=name: seen.append((name, cfg)) or runner}
+        monkeypatch.setattr(train, name, SimpleNamespace(**stand_in))
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(ROOT)
+
+    def start(*arguments):
+        monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *arguments])
+        train.main()
+        return seen.pop()
+
+    return start
+
+
 @pytest.mark.parametrize(
     ('arguments', 'dtype'),
     [([], None), (['--amp'], 'float16'), (['--amp', 'bfloat16'], 'bfloat16')],
 )
-def test_mixed_precision(arguments, dtype, shapes, monkeypatch):
+def test_mixed_precision(arguments, dtype, train_tool, monkeypatch):
     """What the Runner would get on a machine with a GPU."""
-    train, seen = import_tool('train'), []
-    runner = SimpleNamespace(train=lambda: None)
-    monkeypatch.setattr(
-        train, 'ToolRunner', SimpleNamespace(from_cfg=lambda cfg: seen.append(cfg) or runner)
-    )
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *arguments])
-    monkeypatch.chdir(ROOT)
-    train.main()
-    wrapper = seen[0].optim_wrapper
-    assert wrapper.type == ('AmpOptimWrapper' if dtype else 'OptimWrapper')
-    assert wrapper.get('dtype') == dtype
+    name, cfg = train_tool(*arguments)
+    assert name == 'ToolRunner'
+    assert cfg.optim_wrapper.type == ('AmpOptimWrapper' if dtype else 'OptimWrapper')
+    assert cfg.optim_wrapper.get('dtype') == dtype
 
 
-def test_a_runner_of_mmengines(shapes, monkeypatch):
-    train, seen = import_tool('train'), []
-    runner = SimpleNamespace(train=lambda: seen.append('trained'))
-    build = SimpleNamespace(build=lambda cfg: seen.append(cfg.runner_type) or runner)
-    monkeypatch.setattr(train, 'RUNNERS', build)
-    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    options = ['--cfg-options', 'runner_type=FlexibleRunner']
-    monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *options])
-    monkeypatch.chdir(ROOT)
-    train.main()
-    assert seen == ['FlexibleRunner', 'trained']
+def test_a_runner_of_mmengines(train_tool):
+    name, cfg = train_tool('--cfg-options', 'runner_type=FlexibleRunner')
+    assert (name, cfg.runner_type) == ('RUNNERS', 'FlexibleRunner')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two processes and two steps of accumulation train what one process does in one step."""
+"""Compiled, accumulated, on two processes or sharded: the weights are those of plain training."""
 
 import os
 
@@ -14,7 +14,8 @@ from pvt_mm.engine import ToolRunner
 
 from .conftest import SMALL, randomise
 
-ITERATIONS = 3
+ARCH = SMALL | dict(depths=(1, 1, 1))
+SIDES = [(64, 64), (64, 96), (96, 64)]  # of an iteration each
 DDP = dict(cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', static_graph=True)))
 FSDP = dict(
     strategy=dict(
@@ -31,7 +32,7 @@ FSDP = dict(
 class Classifier(BaseModel):
     def __init__(self, cls: type) -> None:
         super().__init__()
-        self.backbone = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=True))
+        self.backbone = randomise(cls(ARCH, drop_path_rate=0.0, with_cp=True))
 
     def init_weights(self) -> None:
         """Keep what is there, the same in all processes."""
@@ -43,7 +44,7 @@ class Classifier(BaseModel):
 def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs):
     """Gradient descent; each step sees four images, wherever and whenever they come."""
     torch.manual_seed(0)
-    images = torch.randn(4 * ITERATIONS, 3, 64, 64)
+    images = [torch.randn(3, *side) for side in SIDES for _ in range(4)]
     made = runner(
         model=Classifier(cls),
         work_dir=str(work_dir),
@@ -60,7 +61,7 @@ def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs)
             accumulative_counts=accumulate,
         ),
         default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', interval=1)),
-        experiment_name=f'{processes}-{accumulate}',
+        experiment_name=work_dir.name,  # of which mmengine keeps a logger each
         **kwargs,
     )
     made.train()
@@ -85,6 +86,24 @@ def train_in_a_group(rank, port, cls, work_dir, kwargs):
     dist.destroy_process_group()
 
 
+def check_weights(one, two, cls):
+    before = Classifier(cls).state_dict()
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.allclose(two[key], value, rtol=1e-4, atol=1e-6), key
+        assert not torch.equal(value, before[key]), key
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_the_same_at_all_sizes(tmp_path):
+    torch._dynamo.reset()
+    hook = dict(type='CompileBackboneHook', backend='eager')
+    compiled = train(PVT, tmp_path / 'compiled', custom_hooks=[hook])
+    plain = train(PVT, tmp_path / 'plain')
+    assert compiled.backbone._compiled_call_impl and not plain.backbone._compiled_call_impl
+    check_weights(plain.state_dict(), compiled.state_dict(), PVT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('cls', 'kwargs'),
@@ -98,11 +117,5 @@ def train_in_a_group(rank, port, cls, work_dir, kwargs):
 def test_two_processes_train_what_one_does(cls, kwargs, tmp_path, free_port):
     one = train(cls, tmp_path / 'one').state_dict()
     mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
-    before = Classifier(cls).state_dict()
     for rank in range(2):
-        two = torch.load(tmp_path / f'{rank}.pth')
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            assert torch.allclose(two[key], value, rtol=1e-4, atol=1e-6), key
-    changed = [key for key, value in one.items() if not torch.equal(value, before[key])]
-    assert len(changed) == len(one)
+        check_weights(one, torch.load(tmp_path / f'{rank}.pth'), cls)
