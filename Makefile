@@ -1,16 +1,21 @@
 # `make` alone lists what there is.
 PYTHON ?= python3
-VENV ?= .venv
+# onedl, the maintained forks, or upstream; TORCH=2.1.2 puts another torch in the place of the pinned one.
+STACK ?= onedl
+TORCH ?=
+VENV ?= .venv$(patsubst %,-%,$(filter-out onedl,$(STACK)))$(TORCH:%=-torch%)
 JOBS ?= 2
 # Recipes quote both, so that spaces do no harm, and the shell then leaves ~ alone.
 override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
 override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 EMPTY :=
+export STACK TORCH
 STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo '  PYTHON=python3.11 names the Python to start from, VENV=.venv the environment, JOBS=2 how many tests at once, ARGS=... more arguments.'
+	@echo '  STACK=upstream takes upstream OpenMMLab in place of its forks, TORCH=2.1.2 another torch than the pinned one.'
 
 demo: $(STAMP)  ## set up on first use, then run the demonstration
 	"$(VENV)/bin/python" tools/demo.py $(ARGS)
@@ -24,7 +29,7 @@ lint: $(STAMP)  ## ruff: rules and format
 
 setup: $(STAMP)  ## only set up
 
-$(STAMP): requirements.txt tools/setup_venv.sh setup.py pyproject.toml
+$(STAMP): requirements/common.txt $(wildcard requirements/$(STACK).txt) tools/setup_venv.sh setup.py pyproject.toml
 	@bash tools/setup_venv.sh "$(VENV)" "$(PYTHON)"
 	@touch "$@"
 

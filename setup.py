@@ -60,12 +60,14 @@ setup(
     # build it without its operators (see tools/setup_venv.sh).
     extras_require={
         'onedl': [
+            'torch>=2.1',
             'onedl-mmengine>=0.10.12',
             'onedl-mmdetection>=3.5.1',
             'onedl-mmsegmentation>=1.4.2',
             'faster-coco-eval>=1.8',
         ],
         'openmmlab': [
+            'torch>=2.1',
             'mmengine>=0.10.4,<1',
             'mmdet>=3.3.0,<3.4',
             'mmsegmentation>=1.2.2,<1.3',

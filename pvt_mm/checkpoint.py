@@ -13,12 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from filelock import FileLock  # which torch requires
+from mmengine.utils import digit_version
 from torch import nn
 from torch.hub import tqdm  # a plain one where tqdm is not installed
 
@@ -219,8 +221,10 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         except SafetensorError as error:
             raise ValueError(_damaged(path, error)) from error
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            content = torch.load(path, map_location=map_location, weights_only=not trust)
+        if trust:
+            content = torch.load(path, map_location=map_location, weights_only=False)
+        else:
+            content = _load_safely(path, map_location)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r'GLOBAL (\S+)|unrecognized function (\S+)|asks for (.*)', str(error))
         if unsafe is None:
@@ -235,6 +239,33 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, expected a dict of tensors.')
     return content
+
+
+def _load_safely(path: Path, map_location: Any) -> Any:
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    module = SimpleNamespace(
+        __name__='pickle', Unpickler=_Unpickler, load=lambda file, **k: _Unpickler(file, **k).load()
+    )
+    return torch.load(path, map_location=map_location, pickle_module=module)
+
+
+class _Unpickler(pickle.Unpickler):
+    """For a torch whose own safe unpickler can be taught no names: it has the same and ours."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from torch._weights_only_unpickler import _get_allowed_globals
+
+        # As Python 2 called it, and so does the protocol that torch writes.
+        full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        allowed = dict(_get_allowed_globals())
+        for given in _safe_globals():
+            ours, key = given if isinstance(given, tuple) else (given, None)
+            allowed[key or f'{ours.__module__}.{ours.__name__}'] = ours
+        if full_name not in allowed:
+            raise pickle.UnpicklingError(f'GLOBAL {full_name}')
+        return allowed[full_name]
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -69,22 +69,28 @@ def find_problems() -> Iterator[str]:
     if both := [m for m, names in DISTRIBUTIONS.items() if all(map(installed, names))]:
         yield _overwritten(both)
         return  # whatever else is found is a consequence
-    hosts = [module for module in ('mmdet', 'mmseg') if find_spec(module)]
-    if hosts and not find_spec('mmcv'):
-        names = ' and '.join(map(named, hosts))
-        yield f'{names} need mmcv, which pip alone builds without operators: {mmcv_command()}'
-    elif hosts and not has_operators():
-        yield f'{named("mmcv")} has been built without its operators: {mmcv_command()}'
-    if hosts and not is_fork() and not find_spec('pkg_resources'):
+    if problem := find_mmcv_problem():
+        yield problem
+    if not is_fork() and not find_spec('pkg_resources'):
         yield (
             f'{named("mmengine")} needs pkg_resources to find the configs of its hosts, which '
             f"setuptools {installed('setuptools')} does not have: {PIP} 'setuptools<81'"
         )
 
 
-def has_operators() -> bool:
-    folders = find_spec('mmcv').submodule_search_locations or ()
-    return any(path for folder in folders for path in Path(folder).glob('_ext.*'))
+def find_mmcv_problem() -> str | None:
+    """Whether there are hosts and no mmcv, or one without operators."""
+    hosts = [module for module in ('mmdet', 'mmseg') if find_spec(module)]
+    if not hosts:
+        return None
+    mmcv = find_spec('mmcv')
+    if not mmcv:
+        names = ' and '.join(map(named, hosts))
+        return f'{names} need mmcv, which pip alone builds without operators: {mmcv_command()}'
+    folders = map(Path, mmcv.submodule_search_locations or ())
+    if not any(path for folder in folders for path in folder.glob('_ext.*')):
+        return f'{named("mmcv")} has been built without its operators: {mmcv_command()}'
+    return None
 
 
 def _overwritten(modules: list[str]) -> str:

@@ -39,6 +39,13 @@ def weights(tmp_path):
 # --- reading ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[torch.__version__, '2.1.2'])
+def _both_unpicklers(request, monkeypatch):
+    """That of this torch, and ours, for those which cannot be taught the names of mmengine."""
+    monkeypatch.setattr(torch, '__version__', request.param)
+
+
+@pytest.mark.usefixtures('_both_unpicklers')
 def test_what_trainers_write_is_read(tmp_path):
     history = HistoryBuffer(np.arange(3.0), np.ones(3))
     content = dict(
@@ -70,6 +77,7 @@ def test_safetensors(weights):
         read_checkpoint(path)
 
 
+@pytest.mark.usefixtures('_both_unpicklers')
 @pytest.mark.parametrize('legacy', [False, True])
 def test_no_path_runs_what_a_file_contains(tmp_path, legacy):
     from mmengine.runner import load_checkpoint
@@ -92,6 +100,7 @@ def test_no_path_runs_what_a_file_contains(tmp_path, legacy):
     assert planted.exists()
 
 
+@pytest.mark.usefixtures('_both_unpicklers')
 def test_getattr_reaches_no_code(tmp_path):
     class Attribute:
         def __reduce__(self):

@@ -46,6 +46,14 @@ class Environment:
             self.distribution(name, number)
 
 
+def run(environment: Environment, *command: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        **dict(env=os.environ | dict(PYTHONPATH=str(environment.folder)), cwd='/'),
+        **dict(text=True, capture_output=True),
+    )
+
+
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     return Environment(tmp_path, monkeypatch)
@@ -138,6 +146,25 @@ def test_what_a_failed_import_means(environment):
 
 
 @pytest.mark.slow
+def test_importing_names_the_command_for_mmcv(environment):
+    environment.package('mmcv')
+    done = run(environment, '-c', 'import pvt_mm')
+    (problem,) = doctor.find_problems()
+    assert done.returncode == 0
+    assert done.stderr.count(f'UserWarning: {problem}\n') == 1
+
+
+def test_importing_without_mmengine(environment):
+    name = 'mmengine'
+    environment.package(name, f'raise ModuleNotFoundError("No module named {name}", name="{name}")')
+    done = run(environment, '-c', 'import pvt_mm')
+    assert done.stderr.splitlines()[-1] == (
+        'ModuleNotFoundError: pvt_mm needs mmengine, which is not installed: python -m pip install '
+        'torch onedl-mmengine (or mmengine, of the stack that is to be used).'
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'command',
     [
@@ -149,11 +176,7 @@ def test_what_a_failed_import_means(environment):
 )
 def test_who_says_it(environment, command):
     environment.distribution('mmdet', '3.3.0')
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        **dict(env=os.environ | dict(PYTHONPATH=str(environment.folder)), cwd='/'),
-        **dict(text=True, capture_output=True),
-    )
+    done = run(environment, *command)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count('have overwritten the files of each other') == 1
     assert 'Traceback' not in done.stderr

@@ -4,6 +4,7 @@ It gets a throw-away environment on top of this one, since it pins pandas and no
 """
 
 import functools
+import hashlib
 import http.server
 import os
 import subprocess
@@ -17,12 +18,13 @@ import pytest
 import torch
 
 from pvt_mm import PVTv2, __version__
+from pvt_mm.doctor import is_fork
 
 from .conftest import classifier_file
 from .test_packaging import copy_tree
 from .test_tools import DETECTOR
 
-MIM = 'onedl-mim==0.5.1'
+MIM = 'onedl-mim==0.5.1' if is_fork() else 'openmim==0.3.9'
 pytestmark = pytest.mark.slow
 
 
@@ -33,7 +35,8 @@ class Mim:
         venv.create(folder, symlinks=True)
         self.python = folder / 'bin/python'
         (self.site,) = folder.glob('lib/python*/site-packages')
-        (self.site / 'below.pth').write_text(sysconfig.get_paths()['purelib'] + '\n')
+        self.below = Path(sysconfig.get_paths()['purelib'])
+        (self.site / 'below.pth').write_text(f'{self.below}\n')
         command = [self.python, '-m', 'pip', 'install', '--quiet', MIM]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -42,6 +45,19 @@ class Mim:
     def __call__(self, *arguments: object, **variables: str) -> str:
         command = 'from mim.cli import cli; cli(prog_name="mim")'
         return self.run(self.python, '-c', command, *arguments, **variables)
+
+    def pip(self, *arguments: object) -> str:
+        return self.run(self.python, '-m', 'pip', *arguments)
+
+    def packages(self) -> tuple[set[str], dict[Path, str]]:
+        """What pip says is installed, and the hashes of all files, but for this package."""
+        files = (path for folder in (self.site, self.below) for path in folder.rglob('*.*'))
+        listed = self.pip('list', '--format', 'freeze')
+        hashes = {path: digest(path) for path in files if path.suffix != '.pyc' and path.is_file()}
+        return (
+            {line for line in listed.splitlines() if 'pvt-mmlab' not in line},
+            {path: found for path, found in hashes.items() if 'pvt_mm' not in str(path.parent)},
+        )
 
     @staticmethod
     def run(*command: object, **variables: str) -> str:
@@ -52,6 +68,11 @@ class Mim:
         )
         assert done.returncode == 0, done.stdout[-4000:]
         return done.stdout
+
+
+def digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha1').hexdigest()
 
 
 @pytest.fixture
@@ -77,8 +98,14 @@ def test_all_that_mim_does(mim, server, shapes, tmp_path):
     tree = copy_tree(tmp_path / 'tree')
     options = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '-w', tmp_path]
     mim.run(sys.executable, '-m', 'pip', 'wheel', '--quiet', tree, *options)
-    (wheel,) = tmp_path.glob('*.whl')
-    mim('install', wheel)
+    local = ['--no-index', '--find-links', tmp_path, '--force-reinstall', 'pvt-mmlab']
+    before = mim.packages()
+    mim.pip('install', *local)
+    assert (mim.site / 'pvt_mm/pvt.py').is_file()
+    assert mim.packages() == before
+    mim.pip('uninstall', '--yes', 'pvt-mmlab')
+    mim('install', *local)
+    assert mim.packages() == before
     package = mim.site / 'pvt_mm'
     assert (package / 'pvt.py').is_file()
 

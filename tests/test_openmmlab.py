@@ -67,6 +67,12 @@ def test_what_a_segmentation_config_names_is_found_in_mmseg(tmp_path):
         assert type(METRICS.build(cfg.val_evaluator)).__module__.startswith('mmseg.')
 
 
+def test_configs_of_mmseg_are_found_whatever_it_is_installed_as(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'mmseg::_base_/models/fpn_r50.py'\n")
+    assert Config.fromfile(path).model.neck.type == 'FPN'
+
+
 def test_hub_get_config():
     cfg = get_config('pvt_mm::retinanet/pvt_s_fpn_1x.py')
     assert cfg.model.backbone.arch == 'small'

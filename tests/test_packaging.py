@@ -21,12 +21,14 @@ MIM = ('configs', 'tools', 'model-index.yml')
 NOT_IN_SDIST = ('.github/', '.gitignore', '.pre-commit-config.yaml')
 EXTRAS = {
     'onedl': {
+        'torch>=2.1',
         'onedl-mmengine>=0.10.12',
         'onedl-mmdetection>=3.5.1',
         'onedl-mmsegmentation>=1.4.2',
         'faster-coco-eval>=1.8',
     },
     'openmmlab': {
+        'torch>=2.1',
         *('mmengine<1,>=0.10.4', 'mmdet<3.4,>=3.3.0', 'mmsegmentation<1.3,>=1.2.2'),
         *('ftfy', 'regex', 'faster-coco-eval>=1.8', 'numpy<2', 'setuptools<81'),
     },
@@ -126,7 +128,7 @@ def test_metadata(wheel, info):
     requirements = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     # Installing this alone never touches torch, mmcv, mmdet or mmseg.
     assert all(r.marker and not r.marker.evaluate({'extra': ''}) for r in requirements)
-    assert not [r for r in requirements if r.name in ('mmcv', 'onedl-mmcv', 'torch')]
+    assert not [r for r in requirements if r.name in ('mmcv', 'onedl-mmcv')]
     for extra, expected in EXTRAS.items():
         listed = [r for r in requirements if r.marker.evaluate({'extra': extra})]
         assert {f'{r.name}{r.specifier}' for r in listed} == expected

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Create or complete a virtual environment with the versions of requirements.txt and this project (editable).
+# Create or complete a virtual environment with one of the stacks in requirements/ and this project (editable).
 #
 #   tools/setup_venv.sh VENV [PYTHON]      PYTHON (default python3) is only used to create VENV
 #
+# STACK=onedl, the maintained forks, is the default, STACK=upstream the other; TORCH=2.1.2 puts another torch in the
+# place of the pinned one.
 # Safe to interrupt and to run again: what is there is kept, what is half there is redone. mmcv's operators are
 # compiled from source, once per mmcv, torch, Python and GPU kind: the wheel is kept in the user's cache folder.
 # A GPU that torch sees gets CUDA operators, which takes nvcc; CUDA_VISIBLE_DEVICES='' asks for CPU ones.
@@ -17,11 +19,21 @@ PYTHON=${2:-python3}
 CACHE=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/pvt_mm
 LOG=$VENV/setup.log
 MIN_FREE_GB=${MIN_FREE_GB:-6}
+STACK=${STACK:-onedl}
+REQUIREMENTS=$ROOT/requirements/$STACK.txt
 CHILD='' WORK=''
+case $STACK in
+    onedl) MMCV=onedl-mmcv HOSTS='onedl-mmdetection onedl-mmsegmentation' OTHER=mmengine ;;
+    upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation' OTHER=onedl_mmengine ;;
+    *) echo "setup_venv: STACK=$STACK, expected onedl or upstream" >&2; exit 2 ;;
+esac
 
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup_venv: %s\n' "$*" >&2; exit 1; }
-pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$ROOT/requirements.txt"; }
+pins() {
+    sed -e '/^-r /d' ${TORCH:+-e "s/^torch==.*/torch==$TORCH/"} "$ROOT/requirements/common.txt" "$REQUIREMENTS"
+}
+pinned() { pins | sed -n "s/^$1==\([^ ;]*\).*/\1/p"; }
 
 # Whatever ends the script ends the compilers too, and leaves no files in the temporary folder.
 stop() {
@@ -59,13 +71,14 @@ pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 # --- what would otherwise go wrong after minutes ---------------------------------------------------------------------
 
 check_python() {
-    local python=$1 hint=$2 version
-    command -v "$python" >/dev/null || fail "found no '$python' on PATH; install Python 3.10 to 3.13, $hint"
+    local python=$1 hint=$2 version last=3.13
+    if [ "$STACK" = upstream ]; then last=3.12; fi
+    command -v "$python" >/dev/null || fail "found no '$python' on PATH; install Python 3.10 to $last, $hint"
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         fail "'$python' does not run; $hint"
     case $version in
-        3.1[0-3]) ;;  # below, torch has no build; above, numpy $(pinned numpy) has none
-        *) fail "'$python' is Python $version, and the pinned packages exist for Python 3.10 to 3.13; $hint" ;;
+        3.1[0-2] | "$last") ;;  # below, torch has no build; above, numpy $(pinned numpy) has none
+        *) fail "'$python' is Python $version, and the pinned packages exist for Python 3.10 to $last; $hint" ;;
     esac
 }
 
@@ -143,7 +156,7 @@ forget_half_installed() {
 
 # Where a compiled mmcv belongs: anything in this name that differs makes the binary useless or, worse, nearly right.
 wheel_folder() {
-    "$VENV/bin/python" - "$(pinned onedl-mmcv)" 2>>"$LOG" <<'EOF'
+    "$VENV/bin/python" - "$(pinned "$MMCV")" 2>>"$LOG" <<'EOF'
 import os, re, sys, sysconfig, torch
 cuda = 'cpu'
 if torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1':
@@ -159,7 +172,7 @@ EOF
 check_ops() {
     run "$VENV/bin/python" -c "
 import importlib.metadata, os, torch
-assert importlib.metadata.version('onedl-mmcv') == '$(pinned onedl-mmcv)'
+assert importlib.metadata.version('$MMCV') == '$(pinned "$MMCV")'
 from mmcv.ops import get_compiling_cuda_version, nms
 boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 10., 10.], [20., 20., 30., 30.]])
 gpu = torch.cuda.is_available()
@@ -196,11 +209,11 @@ build_mmcv() {
     jobs=${MAX_JOBS:-$("$VENV/bin/python" -c '
 import os
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')}
-    say "4/6 onedl-mmcv $(pinned onedl-mmcv): compiling its operators, $jobs at a time (20 to 40 minutes of one core)"
+    say "4/6 $MMCV $(pinned "$MMCV"): compiling its operators, $jobs at a time (20 to 40 minutes of one core)"
     WORK=$(mktemp -d)
     start env TMPDIR="$WORK" MMCV_WITH_OPS=1 MAX_JOBS="$jobs" "$VENV/bin/python" -m pip wheel -v \
         --disable-pip-version-check --no-input --no-build-isolation --no-cache-dir --no-deps \
-        -w "$WORK/out" "onedl-mmcv==$(pinned onedl-mmcv)"
+        -w "$WORK/out" "$MMCV==$(pinned "$MMCV")"
     show_progress
     finish || log_fail 'compiling mmcv'
     # A rename within one folder: another set-up never sees half a wheel.
@@ -217,13 +230,13 @@ install_wheel() { run pip install -q --no-deps --force-reinstall "$1" && check_o
 install_mmcv() {
     local folder wheel
     if check_ops; then
-        say "4/6 onedl-mmcv $(pinned onedl-mmcv): already there, operators work"
+        say "4/6 $MMCV $(pinned "$MMCV"): already there, operators work"
         return
     fi
     folder=$(wheel_folder) || log_fail 'importing torch'
     wheel=$(cached_wheel "$folder")
     if [ -n "$wheel" ]; then
-        say "4/6 onedl-mmcv $(pinned onedl-mmcv) from $CACHE"
+        say "4/6 $MMCV $(pinned "$MMCV") from $CACHE"
         install_wheel "$wheel" && return
         say '    its operators do not work here: deleted, compiling it anew'
         rm -f "$wheel"
@@ -252,26 +265,32 @@ if ! compgen -G "$VENV/lib/python3*/site-packages/torch-$(pinned torch)*.dist-in
     check_disk
 fi
 tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-if ! compgen -G "$VENV/lib/python3*/site-packages/onedl_mmcv-$(pinned onedl-mmcv).dist-info" >/dev/null &&
-   ! compgen -G "$CACHE/mmcv$(pinned onedl-mmcv)-torch$(pinned torch)*-$tag-*/*.whl" >/dev/null; then
+if ! compgen -G "$VENV/lib/python3*/site-packages/${MMCV/-/_}-$(pinned "$MMCV").dist-info" >/dev/null &&
+   ! compgen -G "$CACHE/mmcv$(pinned "$MMCV")-torch$(pinned torch)*-$tag-*/*.whl" >/dev/null; then
     check_compiler "$python"
+fi
+
+if compgen -G "$VENV/lib/python3*/site-packages/$OTHER-*.dist-info" >/dev/null; then
+    fail "$VENV holds the other stack (${OTHER/_/-}), and each would overwrite the files of the other; name another" \
+         "folder: make STACK=$STACK VENV=..."
 fi
 
 if [ -n "$fresh" ]; then make_venv; else : >"$LOG"; forget_half_installed; fi
 say "setting up $VENV, details in $LOG"
 
 # Each step takes its versions from the one file, and none may undo another's.
+pins >"$VENV/requirements.txt"
 say '1/6 build tools'
-must 'installing the build tools' pip install -q -c "$ROOT/requirements.txt" \
+must 'installing the build tools' pip install -q -c "$VENV/requirements.txt" \
     pip setuptools wheel ninja psutil packaging
 say "2/6 torch $(pinned torch)"
-must 'installing torch' pip install -q -c "$ROOT/requirements.txt" torch
+must 'installing torch' pip install -q -c "$VENV/requirements.txt" torch
 say '3/6 mmengine, mmdetection, mmsegmentation and what they need'
-grep -v '^onedl-mmcv==' "$ROOT/requirements.txt" >"$VENV/requirements-prebuilt.txt"
+grep -v "^$MMCV==" "$VENV/requirements.txt" >"$VENV/requirements-prebuilt.txt"
 must 'installing the packages' pip install -q -r "$VENV/requirements-prebuilt.txt"
 # The last of the two OpenCV packages wins their shared files; opencv-python's need libGL, which servers may lack.
 run "$VENV/bin/python" -c 'import cv2' || must 'installing OpenCV without libGL' \
-    pip install -q --no-deps --force-reinstall "opencv-python-headless==$(pinned opencv-python-headless)"
+    pip install -q --no-deps --force-reinstall "opencv-python-headless==$(pinned opencv-python)"
 must 'importing OpenCV, mmengine and torch' "$VENV/bin/python" -c 'import cv2, mmengine, torch'
 install_mmcv
 say '5/6 pvt_mm, editable'
@@ -280,7 +299,7 @@ say '6/6 checks'
 must 'pip check' pip check
 must 'importing mmdet, mmseg and pvt_mm' "$VENV/bin/python" -c 'import mmdet.models, mmseg.models, pvt_mm'
 say "ready: $("$VENV/bin/python" -c '
-import platform, torch
+import platform, sys, torch
 from importlib.metadata import version
-names = ["onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation", "pvt-mmlab"]
-print(f"Python {platform.python_version()}, torch {torch.__version__},", ", ".join(f"{n} {version(n)}" for n in names))')"
+print(f"Python {platform.python_version()}, torch {torch.__version__},",
+      ", ".join(f"{name} {version(name)}" for name in sys.argv[1:]))' "$MMCV" $HOSTS pvt-mmlab)"
