@@ -35,6 +35,10 @@ SMALL = dict(
     mlp_ratios=(2, 2, 2),
     sr_ratios=(4, 2, 1),
 )
+# A stage that reduces its keys and one that does not: a compiler takes seconds for each block.
+SHALLOW = dict(
+    embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2), sr_ratios=(4, 1)
+)
 
 
 # Measuring coverage takes half as long again, so it is these that have to reach the bound.

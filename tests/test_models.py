@@ -62,9 +62,8 @@ def check_loss_step(model: torch.nn.Module, data: dict) -> None:
         *(f'{family}/{arch}_fpn_1x' for family in ('retinanet', 'maskrcnn') for arch in ARCHS),
         'retinanet/pvt_s_fpn_1x_640',
         *(
-            f'{family}/{arch}_fpn_3x'
+            f'{family}/pvt_v2_b2_fpn_3x'
             for family in ('maskrcnn', 'cascade', 'atss', 'gfl', 'sparsercnn')
-            for arch in ('pvt_v2_b2', 'pvt_v2_b2_li')
         ),
         'detr/pvt_s_50e',
         'detr/r50_50e',

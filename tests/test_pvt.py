@@ -360,7 +360,7 @@ def test_dropout_in_parts_is_the_same_both_times(monkeypatch):
     assert torch.equal(mlp.fc2.bias.grad, y.sum((0, 1)))
 
 
-# --- dtypes, devices, compilers -----------------------------------------------------------------
+# --- dtypes, devices ----------------------------------------------------------------------------
 
 
 @both
@@ -397,47 +397,6 @@ def test_weights_made_on_the_meta_device_are_initialised(cls):
         nn.init.constant_(parameter, math.nan)
     model.init_weights()
     assert all(p.isfinite().all() for p in model.parameters())
-
-
-SHALLOW = SMALL | dict(depths=(1, 1, 1))  # a compiler takes seconds for each block
-VARIANTS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
-
-
-@pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
-def test_compiles_to_one_graph_for_all_sizes(cls, kwargs):
-    torch._dynamo.reset()
-    model = randomise(cls(SHALLOW, **kwargs)).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
-    with torch.no_grad():
-        for size in [(64, 96), (224, 224), (160, 64)]:
-            x = torch.randn(1, 3, *size)
-            for found, expected in zip(compiled(x), model(x), strict=True):
-                assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS[1:], ids=str)
-def test_a_compiled_training_step(cls, kwargs):
-    torch._dynamo.reset()
-    model = randomise(cls(SHALLOW, drop_path_rate=0.0, with_cp=True, **kwargs))
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager')
-    x = torch.randn(2, 3, 64, 96)
-    for m in (model, compiled):
-        sum(y.square().mean() for y in m(x)).backward()
-    for (name, p), q in zip(model.named_parameters(), compiled.parameters(), strict=True):
-        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6), name
-
-
-@pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
-def test_exports_with_dynamic_sizes(cls, kwargs):
-    model = randomise(cls(SHALLOW, **kwargs)).eval()
-    sides = {2: torch.export.Dim('h', min=64, max=2048), 3: torch.export.Dim('w', min=64, max=2048)}
-    program = torch.export.export(
-        model, (torch.randn(1, 3, 128, 160),), dynamic_shapes={'x': sides}, strict=False
-    )
-    for size in [(64, 96), (224, 224), (100, 230)]:
-        x = torch.randn(1, 3, *size)
-        for found, expected in zip(program.module()(x), model(x), strict=True):
-            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- construction and initialisation ------------------------------------------------------------

@@ -12,9 +12,8 @@ from mmengine.runner import FlexibleRunner
 from pvt_mm import PVT, PVTv2
 from pvt_mm.engine import ToolRunner
 
-from .conftest import SMALL, randomise
+from .conftest import SHALLOW, randomise
 
-ARCH = SMALL | dict(depths=(1, 1, 1))
 SIDES = [(64, 64), (64, 96), (96, 64)]  # of an iteration each
 DDP = dict(cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', static_graph=True)))
 FSDP = dict(
@@ -32,7 +31,7 @@ FSDP = dict(
 class Classifier(BaseModel):
     def __init__(self, cls: type) -> None:
         super().__init__()
-        self.backbone = randomise(cls(ARCH, drop_path_rate=0.0, with_cp=True))
+        self.backbone = randomise(cls(SHALLOW, drop_path_rate=0.0, with_cp=True))
 
     def init_weights(self) -> None:
         """Keep what is there, the same in all processes."""
