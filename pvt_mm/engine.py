@@ -29,8 +29,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .doctor import explain, find_problems
 from .pvt import PVT, Block, PVTv2
+from .stack import explain, find_problems
 from .weights import count_by_part, unwrap
 
 # Beginnings of what is logged at every start and is no news; the log file has it.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm import doctor
+from pvt_mm import doctor, stack
 
 from .conftest import ROOT
 
@@ -31,14 +31,14 @@ class Environment:
 
     def upstream(self) -> None:
         """No distribution of the forks; those of upstream instead."""
-        real = doctor.version
+        real = stack.version
 
         def version(name: str) -> str:
             if name.startswith('onedl-'):
-                raise doctor.PackageNotFoundError(name)
+                raise stack.PackageNotFoundError(name)
             return real(name)
 
-        self.monkeypatch.setattr(doctor, 'version', version)
+        self.monkeypatch.setattr(stack, 'version', version)
         for name, number in (
             *(('mmengine', '0.10.7'), ('mmcv', '2.1.0')),
             *(('mmdet', '3.3.0'), ('mmsegmentation', '1.2.2')),
@@ -60,32 +60,32 @@ def environment(tmp_path, monkeypatch):
 
 
 def test_this_environment_has_no_problem(monkeypatch, capsys):
-    assert list(doctor.find_problems()) == []
+    assert list(stack.find_problems()) == []
     with pytest.raises(SystemExit) as end:
         doctor.main()
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for module in doctor.DISTRIBUTIONS:
-        assert doctor.named(module) in printed
+    for module in stack.DISTRIBUTIONS:
+        assert stack.named(module) in printed
     assert 'Nothing wrong was found' in printed
 
 
 def test_both_stacks_at_once(environment):
     environment.distribution('mmdet', '3.3.0')
     environment.distribution('mmcv', '2.1.0')
-    (problem,) = doctor.find_problems()
-    fork = doctor.installed('onedl-mmdetection')
+    (problem,) = stack.find_problems()
+    fork = stack.installed('onedl-mmdetection')
     assert f'mmdet 3.3.0 and onedl-mmdetection {fork} have overwritten the files' in problem
     uninstall, again, _, mmcv = problem.split(': ', 1)[1].split(' && ')
     assert uninstall == 'python -m pip uninstall -y mmcv onedl-mmcv mmdet onedl-mmdetection'
     assert again.endswith(f'pip install --no-deps --force-reinstall onedl-mmdetection=={fork}')
-    assert mmcv.endswith(f' onedl-mmcv=={doctor.installed("onedl-mmcv")}')
+    assert mmcv.endswith(f' onedl-mmcv=={stack.installed("onedl-mmcv")}')
 
 
 def test_mmcv_without_operators(environment):
     environment.package('mmcv')
-    (problem,) = doctor.find_problems()
-    found = doctor.installed('onedl-mmcv')
+    (problem,) = stack.find_problems()
+    found = stack.installed('onedl-mmcv')
     assert problem.startswith(f'onedl-mmcv {found} has been built without its operators: ')
     for part in ('MMCV_WITH_OPS=1', '--no-build-isolation', '--no-cache-dir', '--force-reinstall'):
         assert part in problem
@@ -93,9 +93,9 @@ def test_mmcv_without_operators(environment):
 
 
 def test_no_mmcv(environment, monkeypatch):
-    real = doctor.find_spec
-    monkeypatch.setattr(doctor, 'find_spec', lambda name: None if name == 'mmcv' else real(name))
-    (problem,) = doctor.find_problems()
+    real = stack.find_spec
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None if name == 'mmcv' else real(name))
+    (problem,) = stack.find_problems()
     assert ' need mmcv, which pip alone builds without operators: ' in problem
     assert '--no-build-isolation' in problem
 
@@ -103,7 +103,7 @@ def test_no_mmcv(environment, monkeypatch):
 def test_numpy_2_under_a_torch_of_before(environment):
     environment.distribution('torch', '2.1.2+cpu')
     environment.distribution('numpy', '2.2.6')
-    (problem,) = doctor.find_problems()
+    (problem,) = stack.find_problems()
     assert problem == (
         "torch 2.1.2+cpu cannot use numpy 2.2.6, it needs numpy 1: python -m pip install 'numpy<2'"
     )
@@ -112,9 +112,9 @@ def test_numpy_2_under_a_torch_of_before(environment):
 def test_upstream(environment, monkeypatch):
     environment.upstream()
     environment.package('pkg_resources')
-    assert list(doctor.find_problems()) == []
+    assert list(stack.find_problems()) == []
     environment.package('mmcv')
-    (problem,) = doctor.find_problems()
+    (problem,) = stack.find_problems()
     assert problem.startswith('mmcv 2.1.0 has been built without its operators: ')
     assert "'setuptools<81'" in problem
     assert problem.endswith(' mmcv==2.1.0')
@@ -122,10 +122,10 @@ def test_upstream(environment, monkeypatch):
 
 def test_upstream_with_setuptools_of_today(environment, monkeypatch):
     environment.upstream()
-    real = doctor.find_spec
+    real = stack.find_spec
     hidden = 'pkg_resources'
-    monkeypatch.setattr(doctor, 'find_spec', lambda name: None if name == hidden else real(name))
-    (problem,) = doctor.find_problems()
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None if name == hidden else real(name))
+    (problem,) = stack.find_problems()
     assert 'mmengine 0.10.7 needs pkg_resources' in problem
     assert problem.endswith("pip install 'setuptools<81'")
 
@@ -135,23 +135,26 @@ REFUSAL = 'MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, 
 
 def test_what_a_failed_import_means(environment):
     environment.upstream()
-    refused = doctor.explain('mmdet', AssertionError(REFUSAL))
+    refused = stack.explain('mmdet', AssertionError(REFUSAL))
     assert refused.startswith(f'mmdet 3.3.0 refuses mmcv 2.1.0: {REFUSAL} That is, python -m pip ')
     assert refused.endswith(' mmcv==2.1.0')
-    missing = doctor.explain('mmseg', ModuleNotFoundError("No module named 'mmseg'", name='mmseg'))
+    missing = stack.explain('mmseg', ModuleNotFoundError("No module named 'mmseg'", name='mmseg'))
     assert missing == 'mmseg is not installed: python -m pip install mmsegmentation'
     symbol = ImportError('undefined symbol: _ZN2at4', name='mmcv._ext', path='/x/mmcv/_ext.so')
-    assert doctor.explain('mmdet', symbol).startswith('the operators of mmcv 2.1.0 were built for ')
-    assert doctor.explain('mmdet', RuntimeError('broken')) is None
+    assert stack.explain('mmdet', symbol).startswith('the operators of mmcv 2.1.0 were built for ')
+    assert stack.explain('mmdet', RuntimeError('broken')) is None
 
 
 @pytest.mark.slow
 def test_importing_names_the_command_for_mmcv(environment):
     environment.package('mmcv')
     done = run(environment, '-c', 'import pvt_mm')
-    (problem,) = doctor.find_problems()
+    (problem,) = stack.find_problems()
     assert done.returncode == 0
     assert done.stderr.count(f'UserWarning: {problem}\n') == 1
+    done = run(environment, '-m', 'pvt_mm.doctor')
+    assert done.stdout.endswith(f'Problem: {problem}\n')
+    assert done.stderr == ''
 
 
 def test_importing_without_mmengine(environment):

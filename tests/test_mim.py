@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pvt_mm import PVTv2, __version__
-from pvt_mm.doctor import is_fork
+from pvt_mm.stack import is_fork
 
 from .conftest import classifier_file
 from .test_packaging import copy_tree
