@@ -47,6 +47,7 @@ _LOGGED = (
 # Warnings and lines that are no advice to a user of our configs: packages that these do not need,
 # and defaults that are part of the recipes.
 _WARNED = (
+    'pkg_resources is deprecated as an API',
     'faster_coco_eval is not installed',
     'Default ``avg_non_ignore`` is False',
     '`reduce_zero_label` will be deprecated',
@@ -279,6 +280,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         sys.exit('\n'.join(problems))
     if not os.path.isfile(args.config):
         sys.exit(f'{args.config} is no file (from {os.getcwd()}), expected a config.')
+    ignore_warnings()
     cfg = Config.fromfile(args.config)
     if 'default_scope' not in cfg:
         sys.exit(f"{args.config} has no default_scope, expected 'mmdet' or 'mmseg'.")
@@ -318,6 +320,12 @@ def read_safely(trust: bool = False) -> None:
     )
 
 
+def ignore_warnings() -> None:
+    """Hide those warnings of the hosts that are no advice to a user of our configs."""
+    for message in _WARNED:
+        warnings.filterwarnings('ignore', message=message)
+
+
 def import_host(scope: str) -> None:
     """Import mmdet or mmseg and register its modules, without the news that help nobody.
 
@@ -325,8 +333,7 @@ def import_host(scope: str) -> None:
         ModuleNotFoundError: the host, or something that it needs, is not installed.
         AssertionError: it refuses the version of mmcv or mmengine.
     """
-    for message in _WARNED:
-        warnings.filterwarnings('ignore', message=message)
+    ignore_warnings()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         utils = importlib.import_module(f'{scope}.utils')

@@ -20,6 +20,7 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
 }
 MMCV = {'mmcv': '2.1.0', 'onedl-mmcv': '2.3.6'}  # those that were tested
+LITE = 'mmcv-lite'  # the same module, made without operators
 PIP = 'python -m pip install'
 
 
@@ -33,7 +34,8 @@ def installed(distribution: str) -> str | None:
 
 def named(module: str) -> str:
     """Distribution and version behind a module of the hosts: ``onedl-mmcv 2.3.6``."""
-    found = [f'{name} {installed(name)}' for name in DISTRIBUTIONS[module] if installed(name)]
+    names = [*DISTRIBUTIONS[module], *([LITE] if module == 'mmcv' else [])]
+    found = [f'{name} {installed(name)}' for name in names if installed(name)]
     return ' and '.join(found) or f'{module} (of no distribution)'
 
 
@@ -48,9 +50,11 @@ def mmcv_command(keep_version: bool = True) -> str:
     """What builds mmcv, operators included, for the torch of this environment."""
     name, setuptools = ('onedl-mmcv', 'setuptools') if is_fork() else ('mmcv', "'setuptools<81'")
     wanted = (keep_version and installed(name)) or MMCV[name]
+    uninstall = f'python -m pip uninstall -y {LITE} && ' if installed(LITE) else ''
     return (
-        f'{PIP} {setuptools} wheel ninja psutil packaging && MMCV_WITH_OPS=1 {PIP} --no-deps '
-        f'--no-build-isolation --no-cache-dir --force-reinstall {name}=={wanted}'
+        f'{uninstall}{PIP} {setuptools} wheel ninja psutil packaging && '
+        f'MMCV_WITH_OPS=1 {PIP} --no-deps --no-build-isolation --no-cache-dir '
+        f'--force-reinstall {name}=={wanted}'
     )
 
 

@@ -92,6 +92,18 @@ def test_mmcv_without_operators(environment):
     assert problem.endswith(f' onedl-mmcv=={found}')
 
 
+def test_mmcv_lite(environment):
+    environment.upstream()
+    environment.package('pkg_resources')
+    environment.package('mmcv')
+    (environment.folder / 'mmcv-2.1.0.dist-info').rename(environment.folder / 'gone')
+    environment.distribution('mmcv-lite', '2.1.0')
+    (problem,) = stack.find_problems()
+    assert problem.startswith('mmcv-lite 2.1.0 has been built without its operators: ')
+    assert ': python -m pip uninstall -y mmcv-lite && python -m pip install ' in problem
+    assert problem.endswith(' mmcv==2.1.0')
+
+
 def test_no_mmcv(environment, monkeypatch):
     real = stack.find_spec
     monkeypatch.setattr(stack, 'find_spec', lambda name: None if name == 'mmcv' else real(name))

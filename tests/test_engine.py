@@ -266,6 +266,7 @@ def test_hosts_say_nothing_that_helps_nobody(monkeypatch, capsys):
             print('something else')
             warnings.warn('faster_coco_eval is not installed, so', stacklevel=1)
             warnings.warn('Warning: The polygon is out of bounds, the', stacklevel=1)
+            warnings.warn('pkg_resources is deprecated as an API. See', stacklevel=1)
             warnings.warn('news', stacklevel=1)
 
     monkeypatch.setattr(engine.importlib, 'import_module', lambda name: Utils)

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop
 
 from pvt_mm import PVT, PVTv2
 from pvt_mm.checkpoint import WEIGHTS
-from pvt_mm.engine import import_host
+from pvt_mm.engine import ignore_warnings, import_host
 from pvt_mm.pvt import Attention
 
 aten = torch.ops.aten
@@ -79,6 +79,7 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int]]:
         path = Path(name)
     else:
         sys.exit(f'{name} is neither a config nor one of {", ".join(WEIGHTS)}.')
+    ignore_warnings()
     cfg = Config.fromfile(path)
     scope = cfg.get('default_scope', 'mmengine')
     if scope != 'mmengine':
