@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from .conftest import ROOT, import_tool
 
@@ -43,6 +44,7 @@ def test_exponent_of_memory(power):
         ([], 'expected a model or --config'),
         (['pvt_tiny', '--config', 'configs/demo/retinanet.py'], 'and not both'),
         (['--config', 'configs/demo/retinanet.py', '--batch', '2'], '--batch is for backbones'),
+        (['pvt_tiny', '--checkpoint', 'a.pth'], '--checkpoint belongs to a --config'),
         (['pvt_huge'], 'pvt_huge: expected one of pvt_tiny, '),
     ],
 )
@@ -51,6 +53,22 @@ def test_mistakes(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_args()
     assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_shared_by_all_contenders(tmp_path):
+    state = {
+        f'backbone.{key}': torch.randn_like(value)
+        for key, value in benchmark.build('pvt_v2_b0').state_dict().items()
+    }
+    head = {'bbox_head.cls.weight': torch.randn(2), 'bbox_head.cls.bias': torch.randn(1)}
+    torch.save(dict(state_dict=state | head), tmp_path / 'epoch_1.pth')
+    model = benchmark.build('pvt_v2_b0')
+    benchmark.trained(model, str(tmp_path / 'epoch_1.pth'), tmp_path)
+    for key, value in benchmark.as_classifier(model).items():
+        assert torch.equal(value, state[f'backbone.{key}'])
+    (given,) = torch.load(tmp_path / 'rest.pth').items()
+    assert given[0] == 'bbox_head'
+    torch.testing.assert_close({f'bbox_head.{k}': v for k, v in given[1].items()}, head)
 
 
 @pytest.mark.slow

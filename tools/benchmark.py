@@ -33,8 +33,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pvt_mm.checkpoint import WEIGHTS
+from pvt_mm.checkpoint import WEIGHTS, read_checkpoint
 from pvt_mm.formats import from_pvt_mm
+from pvt_mm.weights import unwrap
 
 sys.path.insert(0, str(Path(__file__).parent))
 import get_flops
@@ -50,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('model', nargs='?', help=f'one of {", ".join(WEIGHTS)}')
     parser.add_argument('--config', help='a whole detector or segmentor instead')
+    parser.add_argument('--checkpoint', help='of that detector; random weights without it')
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
     parser.add_argument(
@@ -85,6 +87,8 @@ def parse_args() -> argparse.Namespace:
         prefix = {'PVT': 'pvt_', 'PVTv2': 'pvt_v2_'}.get(backbone.type)
         args.model = prefix and prefix + str(backbone.arch)
         args.peers = ['mmdet']
+    elif args.checkpoint:
+        parser.error('--checkpoint belongs to a --config.')
     if args.model not in WEIGHTS:
         parser.error(f'{args.config or args.model}: expected one of {", ".join(WEIGHTS)}')
     return args
@@ -124,7 +128,11 @@ def start(args: argparse.Namespace, folder: Path) -> tuple[list[Child], list[str
     """The contenders that can be had, ours first, and a line for each that cannot."""
     version = 2 if args.model.startswith('pvt_v2_') else 1
     model = build(args.model)
-    weights = filled(model)
+    if args.checkpoint:
+        trained(model, args.checkpoint, folder)
+    else:
+        fill(model)
+    weights = as_classifier(model)
     pythons = dict(pair.split('=', 1) for pair in args.peer_python)
     common = dict(
         name=args.model,
@@ -166,16 +174,32 @@ def build(model: str) -> torch.nn.Module:
     return MODELS.build(cfg | dict(init_cfg=None))
 
 
-def filled(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Random weights of a classifier, of a size that keeps the activations in range."""
+def fill(model: torch.nn.Module) -> None:
+    """Random weights of a size that keeps the activations in range."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    for name, parameter in model.named_parameters():
+        if name.startswith('pos_embed'):
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def trained(model: torch.nn.Module, checkpoint: str, folder: Path) -> None:
+    """Fill the backbone from a detector, and leave the rest of it for all contenders."""
+    state = unwrap(read_checkpoint(checkpoint))
+    model.load_state_dict(state)
+    rest: dict[str, dict] = {}
+    for key, value in state.items():
+        part, name = key.split('.', 1)
+        if part != 'backbone':
+            rest.setdefault(part, {})[name] = value
+    torch.save(rest, folder / 'rest.pth')
+
+
+def as_classifier(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as the authors' classifiers have them, from which those of others are made."""
     state = model.state_dict()
-    for key in state:
-        if key.startswith('pos_embed'):
-            state[key] = 0.1 * torch.randn_like(state[key])
     last = state.get('pos_embed4')
     if last is not None:  # the authors' v1 has a slot for the class token, and a norm after it
         state['pos_embed4'] = torch.cat([torch.zeros_like(last[:, :1]), last], dim=1)

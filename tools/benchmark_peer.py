@@ -274,7 +274,7 @@ class Detector:
         model.backbone.load_state_dict(torch.load(self.task['weights'], weights_only=True))
         path = Path(self.task['folder']).with_name('rest.pth')
         rest = {name: child for name, child in model.named_children() if name != 'backbone'}
-        if not path.exists():  # ours, which starts first
+        if not path.exists():  # no checkpoint, and this is ours, which starts first
             torch.save({name: child.state_dict() for name, child in rest.items()}, path)
         for name, state in torch.load(path, weights_only=True).items():
             rest[name].load_state_dict(state)
