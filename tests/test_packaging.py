@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import pvt_mm
+from pvt_mm.stack import MMCV
 
 ROOT = Path(__file__).parents[1]
 MIM = ('configs', 'tools', 'model-index.yml')
@@ -183,7 +184,7 @@ def bin_folder(tmp_path) -> Path:
     folder.mkdir()
     for name in PROGRAMS:
         (folder / name).symlink_to(shutil.which(name))
-    for name, version in (('old', '3.9'), ('good', '3.11'), ('new', '3.14')):
+    for name, version in (('old', '3.9'), ('good', '3.11'), ('late', '3.13'), ('new', '3.14')):
         script = f'#!/bin/sh\ncase "$2" in *version_info*) echo {version} ;; esac\n'
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
@@ -197,6 +198,8 @@ def bin_folder(tmp_path) -> Path:
     [
         ('old', {}, "'old' is Python 3.9, .* Python 3.10 to 3.13; .* make PYTHON=python3.11 demo"),
         ('new', {}, "'new' is Python 3.14, .* Python 3.10 to 3.13; "),
+        ('late', {'STACK': 'upstream'}, "'late' is Python 3.13, .* Python 3.10 to 3.12; "),
+        ('good', {'STACK': 'forks'}, 'STACK=forks, expected onedl or upstream'),
         ('broken', {}, "'broken' does not run; name one with: make PYTHON="),
         ('python3.12', {}, "found no 'python3.12' on PATH; install Python 3.10 to 3.13, "),
         (None, {}, "found no 'python3' on PATH; "),
@@ -219,6 +222,38 @@ def test_setup_refuses_in_one_sentence(interpreter, variables, message, bin_fold
     (line,) = done.stderr.splitlines()
     assert re.match(f'setup_venv: {message}', line), line
     assert not venv.exists()
+
+
+@pytest.mark.parametrize(
+    ('stack', 'other'), [('onedl', 'mmengine-0.10.7'), ('upstream', 'onedl_mmengine-0.10.12')]
+)
+def test_setup_never_puts_a_stack_over_the_other(stack, other, bin_folder, tmp_path):
+    info = tmp_path / f'venv/lib/python3.11/site-packages/{other}.dist-info'
+    info.mkdir(parents=True)
+    done = subprocess.run(
+        [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', tmp_path / 'venv', 'good'],
+        env={'PATH': str(bin_folder), 'STACK': stack},
+        **dict(capture_output=True, text=True, timeout=30),
+    )
+    name = other.split('-')[0].replace('_', '-')
+    assert re.match(rf'setup_venv: \S+/venv holds the other stack \({name}\), and', done.stderr)
+    assert done.returncode == 1 and info.exists()
+
+
+@pytest.mark.parametrize(('extra', 'mmcv'), [('onedl', 'onedl-mmcv'), ('openmmlab', 'mmcv')])
+def test_what_is_tested_is_what_is_asked_for(extra, mmcv):
+    """The pinned versions lie within the bounds of the extras, and the doctor names them."""
+    name = {'onedl': 'onedl', 'openmmlab': 'upstream'}[extra]
+    lines = [
+        line
+        for path in ('common.txt', f'{name}.txt')
+        for line in (ROOT / 'requirements' / path).read_text().splitlines()
+        if '==' in line and not line.startswith('#')
+    ]
+    pinned = {r.name: next(iter(r.specifier)).version for r in map(Requirement, lines)}
+    for given in map(Requirement, EXTRAS[extra]):
+        assert pinned[given.name] in given.specifier, given
+    assert MMCV[mmcv] == pinned[mmcv]
 
 
 @pytest.mark.parametrize('variables', [{}, {'HOME': '/'}], ids=['no home', 'home'])

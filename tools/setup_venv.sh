@@ -22,14 +22,14 @@ MIN_FREE_GB=${MIN_FREE_GB:-6}
 STACK=${STACK:-onedl}
 REQUIREMENTS=$ROOT/requirements/$STACK.txt
 CHILD='' WORK=''
-case $STACK in
-    onedl) MMCV=onedl-mmcv HOSTS='onedl-mmdetection onedl-mmsegmentation' OTHER=mmengine ;;
-    upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation' OTHER=onedl_mmengine ;;
-    *) echo "setup_venv: STACK=$STACK, expected onedl or upstream" >&2; exit 2 ;;
-esac
 
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup_venv: %s\n' "$*" >&2; exit 1; }
+case $STACK in
+    onedl) MMCV=onedl-mmcv HOSTS='onedl-mmdetection onedl-mmsegmentation' OTHER=mmengine ;;
+    upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation' OTHER=onedl_mmengine ;;
+    *) fail "STACK=$STACK, expected onedl or upstream" ;;
+esac
 pins() {
     sed -e '/^-r /d' ${TORCH:+-e "s/^torch==.*/torch==$TORCH/"} "$ROOT/requirements/common.txt" "$REQUIREMENTS"
 }
@@ -251,6 +251,10 @@ install_mmcv() {
 
 # --- main ------------------------------------------------------------------------------------------------------------
 
+if compgen -G "$VENV/lib/python3*/site-packages/$OTHER-*.dist-info" >/dev/null; then
+    fail "$VENV holds the other stack (${OTHER/_/-}), and each would overwrite the files of the other; name another" \
+         "folder: make STACK=$STACK VENV=..."
+fi
 # The checks that a finished environment or a cached wheel makes needless are left out then.
 if pip --version >/dev/null 2>&1; then
     fresh='' python=$VENV/bin/python
@@ -268,11 +272,6 @@ tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 if ! compgen -G "$VENV/lib/python3*/site-packages/${MMCV/-/_}-$(pinned "$MMCV").dist-info" >/dev/null &&
    ! compgen -G "$CACHE/mmcv$(pinned "$MMCV")-torch$(pinned torch)*-$tag-*/*.whl" >/dev/null; then
     check_compiler "$python"
-fi
-
-if compgen -G "$VENV/lib/python3*/site-packages/$OTHER-*.dist-info" >/dev/null; then
-    fail "$VENV holds the other stack (${OTHER/_/-}), and each would overwrite the files of the other; name another" \
-         "folder: make STACK=$STACK VENV=..."
 fi
 
 if [ -n "$fresh" ]; then make_venv; else : >"$LOG"; forget_half_installed; fi
