@@ -280,7 +280,7 @@ def _safe_globals() -> list[type | Callable | tuple[Callable, str]]:
     """What the records of mmengine's runner are made of: numbers of numpy, and HistoryBuffer."""
     from mmengine.logging import HistoryBuffer
 
-    core = np._core if hasattr(np, '_core') else np.core
+    core = np.core if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core
     dtypes = {type(np.dtype(kind)) for kind in 'bhilqBHILQefd?U'}
     functions = [core.multiarray._reconstruct, core.multiarray.scalar]
     names = [
