@@ -29,21 +29,26 @@ class Environment:
         (self.folder / name).mkdir()
         (self.folder / name / '__init__.py').write_text(code)
 
-    def upstream(self) -> None:
-        """No distribution of the forks; those of upstream instead."""
+    def hosts(self, **versions: str) -> None:
+        """Only these distributions of hosts seem to be installed, of either stack."""
         real = stack.version
+        names = {name for pair in stack.DISTRIBUTIONS.values() for name in pair} | {stack.LITE}
 
         def version(name: str) -> str:
-            if name.startswith('onedl-'):
+            if name in names and name not in versions:
                 raise stack.PackageNotFoundError(name)
-            return real(name)
+            return versions.get(name) or real(name)
 
         self.monkeypatch.setattr(stack, 'version', version)
-        for name, number in (
-            *(('mmengine', '0.10.7'), ('mmcv', '2.1.0')),
-            *(('mmdet', '3.3.0'), ('mmsegmentation', '1.2.2')),
-        ):
-            self.distribution(name, number)
+
+
+UPSTREAM = dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2')
+FORKS = {
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmdetection': '3.5.1',
+    'onedl-mmsegmentation': '1.4.2',
+}
 
 
 def run(environment: Environment, *command: object) -> subprocess.CompletedProcess:
@@ -71,37 +76,38 @@ def test_this_environment_has_no_problem(monkeypatch, capsys):
 
 
 def test_both_stacks_at_once(environment):
-    environment.distribution('mmdet', '3.3.0')
-    environment.distribution('mmcv', '2.1.0')
+    environment.hosts(**FORKS, mmcv='2.1.0', mmdet='3.3.0')
     (problem,) = stack.find_problems()
-    fork = stack.installed('onedl-mmdetection')
-    assert f'mmdet 3.3.0 and onedl-mmdetection {fork} have overwritten the files' in problem
+    assert 'mmdet 3.3.0 and onedl-mmdetection 3.5.1 have overwritten the files' in problem
     uninstall, again, _, mmcv = problem.split(': ', 1)[1].split(' && ')
     assert uninstall == 'python -m pip uninstall -y mmcv onedl-mmcv mmdet onedl-mmdetection'
-    assert again.endswith(f'pip install --no-deps --force-reinstall onedl-mmdetection=={fork}')
-    assert mmcv.endswith(f' onedl-mmcv=={stack.installed("onedl-mmcv")}')
+    assert again.endswith('pip install --no-deps --force-reinstall onedl-mmdetection==3.5.1')
+    assert mmcv.endswith(' onedl-mmcv==2.3.6')
 
 
-def test_mmcv_without_operators(environment):
-    environment.package('mmcv')
-    (problem,) = stack.find_problems()
-    found = stack.installed('onedl-mmcv')
-    assert problem.startswith(f'onedl-mmcv {found} has been built without its operators: ')
-    for part in ('MMCV_WITH_OPS=1', '--no-build-isolation', '--no-cache-dir', '--force-reinstall'):
-        assert part in problem
-    assert problem.endswith(f' onedl-mmcv=={found}')
-
-
-def test_mmcv_lite(environment):
-    environment.upstream()
+@pytest.mark.parametrize(
+    ('hosts', 'found', 'begin', 'end'),
+    [
+        (FORKS, 'onedl-mmcv 2.3.6', 'python -m pip install setuptools', 'onedl-mmcv==2.3.6'),
+        (UPSTREAM, 'mmcv 2.1.0', "python -m pip install 'setuptools<81'", 'mmcv==2.1.0'),
+        (
+            {**UPSTREAM, 'mmcv': None, 'mmcv-lite': '2.1.0'},
+            'mmcv-lite 2.1.0',
+            'python -m pip uninstall -y mmcv-lite && python -m pip install',
+            'mmcv==2.1.0',
+        ),
+    ],
+    ids=['forks', 'upstream', 'lite'],
+)
+def test_mmcv_without_operators(hosts, found, begin, end, environment):
+    environment.hosts(**{name: version for name, version in hosts.items() if version})
     environment.package('pkg_resources')
     environment.package('mmcv')
-    (environment.folder / 'mmcv-2.1.0.dist-info').rename(environment.folder / 'gone')
-    environment.distribution('mmcv-lite', '2.1.0')
     (problem,) = stack.find_problems()
-    assert problem.startswith('mmcv-lite 2.1.0 has been built without its operators: ')
-    assert ': python -m pip uninstall -y mmcv-lite && python -m pip install ' in problem
-    assert problem.endswith(' mmcv==2.1.0')
+    assert problem.startswith(f'{found} has been built without its operators: {begin} ')
+    for part in ('MMCV_WITH_OPS=1', '--no-build-isolation', '--no-cache-dir', '--force-reinstall'):
+        assert part in problem
+    assert problem.endswith(f' {end}')
 
 
 def test_no_mmcv(environment, monkeypatch):
@@ -121,19 +127,8 @@ def test_numpy_2_under_a_torch_of_before(environment):
     )
 
 
-def test_upstream(environment, monkeypatch):
-    environment.upstream()
-    environment.package('pkg_resources')
-    assert list(stack.find_problems()) == []
-    environment.package('mmcv')
-    (problem,) = stack.find_problems()
-    assert problem.startswith('mmcv 2.1.0 has been built without its operators: ')
-    assert "'setuptools<81'" in problem
-    assert problem.endswith(' mmcv==2.1.0')
-
-
 def test_upstream_with_setuptools_of_today(environment, monkeypatch):
-    environment.upstream()
+    environment.hosts(**UPSTREAM)
     real = stack.find_spec
     hidden = 'pkg_resources'
     monkeypatch.setattr(stack, 'find_spec', lambda name: None if name == hidden else real(name))
@@ -146,7 +141,7 @@ REFUSAL = 'MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, 
 
 
 def test_what_a_failed_import_means(environment):
-    environment.upstream()
+    environment.hosts(**UPSTREAM)
     refused = stack.explain('mmdet', AssertionError(REFUSAL))
     assert refused.startswith(f'mmdet 3.3.0 refuses mmcv 2.1.0: {REFUSAL} That is, python -m pip ')
     assert refused.endswith(' mmcv==2.1.0')
@@ -190,7 +185,7 @@ def test_importing_without_mmengine(environment):
     ids=['doctor', 'train', 'test'],
 )
 def test_who_says_it(environment, command):
-    environment.distribution('mmdet', '3.3.0')
+    environment.distribution(stack.DISTRIBUTIONS['mmdet'][not stack.is_fork()], '9.0')
     done = run(environment, *command)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count('have overwritten the files of each other') == 1
