@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .archs import PVT_ARCHS, PVTV2_ARCHS, resolve_arch
 from .checkpoint import load_pretrained
-from .weights import adapt_state_dict, resize_pos_embed
+from .weights import adapt_state_dict, is_compiling, resize_pos_embed
 
 # Of the authors' two LayerNorm eps this is the one of the block and stage norms; `norm_eps` is the
 # one of the patch embedding and of the spatial reduction.
@@ -48,7 +48,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def is_eager_on_cpu(x: Tensor) -> bool:
     """Whether to do what is faster on a CPU, but wrong in a graph made once for all sizes."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = is_compiling() or torch.jit.is_tracing()
     return x.device.type == 'cpu' and not traced
 
 
@@ -379,7 +379,7 @@ class _Pyramid(BaseModule):
         return tuple(maps[i] for i in self.out_indices)
 
     def _check_input(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling():  # keep guards on sizes out of compiled graphs
+        if is_compiling():  # keep guards on sizes out of compiled graphs
             return
         name = type(self).__name__
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -26,11 +26,15 @@ _HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
 _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 
+# torch of before 2.3 keeps it to itself.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+
+
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], hw: tuple[int, int]) -> Tensor:
     """Resize a position embedding (1, H * W, C) bilinearly from ``grid`` to ``hw``, both (H, W)."""
     # Resizing to the same size is the identity, and skipped; but not in a compiled graph, where the
     # comparison would become a guard that ties the graph to the size.
-    if not torch.compiler.is_compiling() and grid == hw:
+    if not is_compiling() and grid == hw:
         return pos_embed
     maps = pos_embed.transpose(1, 2).unflatten(2, grid)
     return F.interpolate(maps, size=hw, mode='bilinear').flatten(2).transpose(1, 2)
