@@ -5,6 +5,7 @@ trainers put beside them are unpickled; the engine's own loader asks for the sam
 refused, unpickles everything.
 """
 
+import codecs
 import hashlib
 import os
 import pickle
@@ -252,14 +253,17 @@ def _load_safely(path: Path, map_location: Any) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """For a torch whose own safe unpickler can be taught no names: it has the same and ours."""
+    """For a torch whose own safe unpickler can be taught no names: it has the same and ours.
+
+    And one that those of today have, for the bytes of numpy's scalars.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         from torch._weights_only_unpickler import _get_allowed_globals
 
         # As Python 2 called it, and so does the protocol that torch writes.
         full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
-        allowed = dict(_get_allowed_globals())
+        allowed = {**_get_allowed_globals(), '_codecs.encode': codecs.encode}
         for given in _safe_globals():
             ours, key = given if isinstance(given, tuple) else (given, None)
             allowed[key or f'{ours.__module__}.{ours.__name__}'] = ours

@@ -3,11 +3,17 @@
 import math
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from benchmarks import amp
 
 from .conftest import ROOT
+
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.amp, 'GradScaler'), reason='float16 on a CPU needs torch 2.3'
+)
 
 
 @pytest.fixture(scope='module')
