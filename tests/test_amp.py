@@ -10,7 +10,6 @@ from benchmarks import amp
 
 from .conftest import ROOT
 
-
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.amp, 'GradScaler'), reason='float16 on a CPU needs torch 2.3'
 )
