@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from pvt_mm import PVT, PVTv2
 from pvt_mm.checkpoint import WEIGHTS
@@ -36,9 +36,11 @@ aten = torch.ops.aten
 PROPOSALS, MASKS = 1000, 100
 
 
-def conv_flops(*args, out_shape=None, **kwargs) -> int:
-    bias = args[2]
-    return conv_flop(*args, out_val=out_shape) + (0 if bias is None else 2 * out_shape.numel())
+def conv_flops(
+    x, weight, bias, stride, padding, dilation, transposed, *args, out_shape=None, **kwargs
+) -> int:
+    flops = conv_flop_count(x, weight, out_shape, transposed=transposed)
+    return flops + (0 if bias is None else 2 * out_shape.numel())
 
 
 def norm_flops(x: torch.Size, *args, out_shape=None, **kwargs) -> int:
