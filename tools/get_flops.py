@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
+from mmengine.utils import digit_version
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -95,7 +96,9 @@ def count(model: nn.Module, shape: tuple[int, int]) -> dict[str, tuple[int, int]
     """Multiply-adds for one image: module -> (all, those of attention); '' is the whole model."""
     in_channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
     image = torch.zeros(1, in_channels, *shape, device='meta')
-    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
+    # torch of before 2.3 wants to be told the modules, and later ones warn of it.
+    mods = None if digit_version(torch.__version__) >= digit_version('2.3') else model
+    counter = FlopCounterMode(mods, display=False, custom_mapping=COUNTED)
     with counter, torch.no_grad(), torch.device('meta'):
         if isinstance(model, (PVT, PVTv2)):
             model(image)
