@@ -17,6 +17,7 @@ import pytest
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import torch
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from pvt_mm import PVT, PVTv2
@@ -100,6 +101,15 @@ def shapes(tmp_path_factory):
     )
     ade = root / 'ade/ADEChallengeData2016'
     return os.environ | dict(COCO_ROOT=f'{root}/coco', ADE_ROOT=str(ade), PYTHON=sys.executable)
+
+
+def needs_torch(version: str, reason: str) -> pytest.MarkDecorator:
+    """Skip a test on a torch that cannot do what it is about."""
+    is_old = digit_version(torch.__version__) < digit_version(version)
+    return pytest.mark.skipif(is_old, reason=f'needs torch {version}: {reason}')
+
+
+needs_flop_counter = needs_torch('2.3', 'its counter tells modules apart')
 
 
 def import_tool(name: str) -> ModuleType:

@@ -3,16 +3,13 @@
 import math
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from benchmarks import amp
 
-from .conftest import ROOT
+from .conftest import ROOT, needs_torch
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.amp, 'GradScaler'), reason='float16 on a CPU needs torch 2.3'
-)
+pytestmark = needs_torch('2.3', 'it scales losses of float16 on a CPU')
 
 
 @pytest.fixture(scope='module')

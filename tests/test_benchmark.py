@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from .conftest import ROOT, import_tool
+from .conftest import ROOT, import_tool, needs_flop_counter
 
 benchmark = import_tool('benchmark')
 
@@ -71,6 +71,7 @@ def test_a_checkpoint_is_shared_by_all_contenders(tmp_path):
     torch.testing.assert_close({f'bbox_head.{k}': v for k, v in given[1].items()}, head)
 
 
+@needs_flop_counter
 @pytest.mark.slow
 def test_backbones(tmp_path):
     done = subprocess.run(

@@ -37,7 +37,7 @@ from mmengine.registry import (
 )
 from torch import nn
 
-from .conftest import import_tool
+from .conftest import import_tool, needs_flop_counter
 
 get_flops = import_tool('get_flops')
 ROOT = Path(__file__).parents[1]
@@ -393,6 +393,7 @@ def differs(cfg: dict, name: str) -> bool:
 # --- building ------------------------------------------------------------------------------------
 
 
+@needs_flop_counter
 @all_configs
 def test_parameters_and_flops(name):
     """The parameters of the authors' code; what the metafile says of ours."""

@@ -8,10 +8,11 @@ import yaml
 
 from pvt_mm import PVT, pvt
 
-from .conftest import ROOT, import_tool
+from .conftest import ROOT, import_tool, needs_flop_counter
 from .scripts import run_script
 
 get_flops = import_tool('get_flops')
+pytestmark = needs_flop_counter
 
 
 def metafile(folder: str) -> list[dict]:

@@ -96,9 +96,7 @@ def count(model: nn.Module, shape: tuple[int, int]) -> dict[str, tuple[int, int]
     """Multiply-adds for one image: module -> (all, those of attention); '' is the whole model."""
     in_channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
     image = torch.zeros(1, in_channels, *shape, device='meta')
-    # torch of before 2.3 wants to be told the modules, and later ones warn of it.
-    mods = None if digit_version(torch.__version__) >= digit_version('2.3') else model
-    counter = FlopCounterMode(mods, display=False, custom_mapping=COUNTED)
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with counter, torch.no_grad(), torch.device('meta'):
         if isinstance(model, (PVT, PVTv2)):
             model(image)
@@ -173,6 +171,11 @@ def parameters(module: nn.Module) -> int:
 
 def main() -> None:
     args = parse_args()
+    if digit_version(torch.__version__) < digit_version('2.3'):
+        sys.exit(
+            f'get_flops.py needs torch 2.3, where its counter tells modules apart; found torch '
+            f'{torch.__version__}.'
+        )
     model, shape = build(args.model)
     shape = tuple(args.shape or shape)
     counts = count(model, shape)
