@@ -26,7 +26,7 @@ _HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
 _STAGE = re.compile(r'(?:patch_embed|pos_embed|block|norm)(\d+)(?:\.|$)')
 
 
-# torch of before 2.3 keeps it to itself.
+# An older torch keeps it to itself.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pvt_mm import PVT, PVTv2
 
-from .conftest import SHALLOW, randomise
+from .conftest import SHALLOW, not_on_torch_2_1, randomise
 
 VARIANTS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
 
@@ -24,6 +24,7 @@ def test_compiles_to_one_graph_for_all_sizes(cls, kwargs):
                 assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@not_on_torch_2_1('cannot compile checkpoints')
 @pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS[1:], ids=str)
 def test_a_compiled_training_step(cls, kwargs):
     torch._dynamo.reset()
@@ -36,6 +37,7 @@ def test_a_compiled_training_step(cls, kwargs):
         assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6), name
 
 
+@not_on_torch_2_1('exports no sizes that vary')
 @pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
 def test_exports_with_dynamic_sizes(cls, kwargs):
     model = randomise(cls(SHALLOW, **kwargs)).eval()

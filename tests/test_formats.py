@@ -23,7 +23,7 @@ PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
 
 
 def hugging_face(model: nn.Module, with_classifier: bool = False) -> nn.Module:
-    transformers = pytest.importorskip('transformers', reason='needs torch 2.6')
+    transformers = pytest.importorskip('transformers', reason='transformers needs torch 2.6')
 
     arch, is_v1 = model.arch, isinstance(model, PVT)
     kind = 'Pvt' if is_v1 else 'PvtV2'

@@ -171,9 +171,9 @@ def parameters(module: nn.Module) -> int:
 
 def main() -> None:
     args = parse_args()
-    if digit_version(torch.__version__) < digit_version('2.3'):
+    if digit_version(torch.__version__) < digit_version('2.4'):
         sys.exit(
-            f'get_flops.py needs torch 2.3, where its counter tells modules apart; found torch '
+            f'get_flops.py needs torch 2.4, where its counter tells modules apart; found torch '
             f'{torch.__version__}.'
         )
     model, shape = build(args.model)
