@@ -1,7 +1,4 @@
-"""Tells what is wrong with an environment, see :mod:`pvt_mm.stack`.
-
-python -m pvt_mm.doctor
-"""
+"""``python -m pvt_mm.doctor`` tells what is wrong with an environment, see :mod:`pvt_mm.stack`."""
 
 import importlib
 import platform
