@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def wheel(tree, tmp_path_factory) -> dict[str, bytes]:
-    """The files in the wheel of a tree in which something was built before."""
+def wheel_file(tree, tmp_path_factory) -> Path:
+    """Of a tree in which something was built before."""
     folder = tmp_path_factory.mktemp('built')
     source, out = shutil.copytree(tree, folder / 'tree'), folder / 'out'
     for leftover in (
@@ -85,7 +86,12 @@ def wheel(tree, tmp_path_factory) -> dict[str, bytes]:
     python('-m', 'pip', 'wheel', '.', *options, cwd=source)
     (path,) = out.iterdir()
     assert path.name == f'pvt_mmlab-{pvt_mm.__version__}-py3-none-any.whl'
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope='module')
+def wheel(wheel_file) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel_file) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -133,6 +139,18 @@ def test_metadata(wheel, info):
     for extra, expected in EXTRAS.items():
         listed = [r for r in requirements if r.marker.evaluate({'extra': extra})]
         assert {f'{r.name}{r.specifier}' for r in listed} == expected
+
+
+def test_an_empty_environment_gets_this_and_nothing_else(wheel_file, tmp_path):
+    venv.create(tmp_path / 'venv', symlinks=True)
+    target = tmp_path / 'venv/bin/python'
+    pip = ('-m', 'pip', '--python', target)
+    python(*pip, 'install', '--find-links', wheel_file.parent, 'pvt-mmlab', cwd=tmp_path)
+    listed = python(*pip, 'list', '--format', 'freeze', cwd=tmp_path)
+    assert listed.split() == [f'pvt-mmlab=={pvt_mm.__version__}']
+    done = subprocess.run([target, '-c', 'import pvt_mm'], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith('ModuleNotFoundError: pvt_mm needs mmengine, which is not installed: ')
 
 
 def test_the_sdist_can_be_tested_and_built(tree, tmp_path):
