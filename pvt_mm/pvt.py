@@ -169,17 +169,21 @@ class Mlp(nn.Module):
         parts = x.flatten(0, 1).split(PART) if is_eager_on_cpu(x) else ()
         if len(parts) < 2:
             return self.run(x)
-        # A few tokens at a time, so that the hidden layer never leaves the cache; it is computed
-        # again where the backward pass needs it, which costs less than to store and to fetch it.
-        if torch.is_grad_enabled():
-            options = dict(use_reentrant=False, preserve_rng_state=self.drop.p > 0)
-            done = [checkpoint(self.run, part, **options) for part in parts]
-        else:
-            done = [self.run(part) for part in parts]
-        return torch.cat(done).view_as(x)
+        # A few tokens at a time, so that the hidden layer never leaves the cache.
+        return torch.cat([self.rerun(part) for part in parts]).view_as(x)
 
     def run(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(gelu(self.fc1(x)))))
+
+    def rerun(self, *args) -> Tensor:
+        """``run``, and again where the backward pass needs the hidden layer.
+
+        On a CPU this costs less than to store and to fetch it.
+        """
+        if not torch.is_grad_enabled():
+            return self.run(*args)
+        keep_rng = self.drop.p > 0
+        return checkpoint(self.run, *args, use_reentrant=False, preserve_rng_state=keep_rng)
 
 
 class ConvMlp(Mlp):
@@ -198,6 +202,10 @@ class ConvMlp(Mlp):
         self.dwconv.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        is_large = is_eager_on_cpu(x) and x.shape[0] * x.shape[1] > PART
+        return self.rerun(x, hw) if is_large else self.run(x, hw)
+
+    def run(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         return self.drop(self.fc2(self.drop(gelu(self.hidden(x, hw)))))
 
     def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:

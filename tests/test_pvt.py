@@ -307,7 +307,7 @@ def test_depthwise_convolutions_take_tokens_as_they_lie():
 @both
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, monkeypatch):
-    """MLPs in parts, reductions as products and attention split over threads."""
+    """MLPs in parts or computed again, reductions as products and attention split over threads."""
     monkeypatch.setattr(pvt, 'PART', 100)  # neither a divisor nor a multiple of the tokens
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)  # more than the heads of stages 1, 2
     model = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=with_cp)).double()
@@ -342,15 +342,17 @@ def test_attention_gives_each_thread_an_image(monkeypatch):
     assert seen == [((4, 1, 64, 16), (4, 1, 16, 16)), ((8, 1, 256, 16), (8, 1, 16, 16))]
 
 
-def test_no_hidden_layer_is_kept():
+@both
+def test_no_hidden_layer_is_kept(cls):
     x = torch.randn(2, 64 * 64, 16)
-    saved = saved_for_backward(PVT(SMALL).block1[0].mlp, x, (64, 64))
+    saved = saved_for_backward(cls(SMALL).block1[0].mlp, x, (64, 64))
     assert sum(t.numel() for t in saved) == x.numel()
 
 
-def test_dropout_in_parts_is_the_same_both_times(monkeypatch):
+@pytest.mark.parametrize('cls', [pvt.Mlp, pvt.ConvMlp])
+def test_dropout_is_the_same_both_times(cls, monkeypatch):
     monkeypatch.setattr(pvt, 'PART', 10)
-    mlp = pvt.Mlp(8, 16, drop=0.5)
+    mlp = cls(8, 16, drop=0.5)
     with torch.no_grad():
         mlp.fc2.weight.zero_()  # only the bias and the dropout after it are left
         mlp.fc2.bias.fill_(1.0)
