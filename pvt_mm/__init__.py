@@ -5,7 +5,6 @@ registry and ``FastCocoMetric`` in ``METRICS``, and lets mmengine find this pack
 ``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports neither mmdet nor mmseg nor mmcv.
 """
 
-import sys
 import warnings
 
 try:
@@ -19,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from . import evaluation  # noqa: F401 (registers)
 from .pvt import PVT, PVTv2
-from .stack import find_mmcv_problem, installed
+from .stack import find_mmcv_problem, installed, program_tells
 from .version import __version__
 
 # mmengine looks up here what stands before '::'; there is no other way to enter a package.
@@ -28,8 +27,7 @@ if installed('onedl-mmsegmentation'):  # mmengine knows it by its upstream name 
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 # pip leaves mmcv out, or builds it without its operators, and the hosts then fail far from here.
-# `python -m pvt_mm.doctor`, whose name takes the place of -m only afterwards, says so itself.
-if (problem := find_mmcv_problem()) and sys.argv[:1] != ['-m']:
+if not program_tells() and (problem := find_mmcv_problem()):
     warnings.warn(problem, stacklevel=2)
 
 __all__ = ['PVT', 'PVTv2', '__version__']

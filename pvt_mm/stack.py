@@ -5,6 +5,7 @@ its maintained forks (onedl-...). pip knows of no conflict between them, and whe
 itself it leaves the operators out without a word; the hosts then fail far from the cause.
 """
 
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -89,6 +90,14 @@ def find_mmcv_problem() -> str | None:
     if not any(path for folder in folders for path in folder.glob('_ext.*')):
         return f'{named("mmcv")} has been built without its operators: {mmcv_command()}'
     return None
+
+
+def program_tells() -> bool:
+    """Whether what runs looks for problems itself: the doctor, tools/train.py, tools/test.py."""
+    program = sys.argv[0] if sys.argv else ''
+    tools = (Path(__file__).with_name('.mim') / 'tools').resolve()
+    # The name of a module takes the place of -m only after this package has been imported.
+    return program == '-m' or Path(program).resolve() in (tools / 'train.py', tools / 'test.py')
 
 
 def _overwritten(modules: list[str]) -> str:

@@ -162,6 +162,8 @@ def test_importing_names_the_command_for_mmcv(environment):
     done = run(environment, '-m', 'pvt_mm.doctor')
     assert done.stdout.endswith(f'Problem: {problem}\n')
     assert done.stderr == ''
+    done = run(environment, ROOT / 'tools/train.py', ROOT / 'configs/backbones/pvt_tiny.py')
+    assert (done.stdout, done.stderr) == ('', f'{problem}\n')
 
 
 def test_importing_without_mmengine(environment):
