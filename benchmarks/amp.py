@@ -6,8 +6,10 @@ The Runner's AmpOptimWrapper wants a GPU; this is what it does, by hand, for any
 """
 
 import argparse
+import contextlib
 import math
 import statistics
+import sys
 import time
 
 import torch
@@ -60,6 +62,13 @@ def main() -> None:
     parser.add_argument('--scale', type=int, nargs=2, help='of the images; default: the config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):  # what the libraries say
+        rows = compare(args)
+    print(f'{args.config}, {args.steps} steps of {args.batch} images, {args.device}')
+    Console(width=100).print(rows)
+
+
+def compare(args: argparse.Namespace) -> Table:
     cfg = Config.fromfile(args.config)
     import_host(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
@@ -76,8 +85,7 @@ def main() -> None:
         wrong = sum(not math.isfinite(loss) for loss in losses)
         cells = (f'{loss:.3f}' for loss in (losses[0], losses[-1], max(losses)))
         rows.add_row(dtype, *cells, str(wrong), f'{seconds:.2f}')
-    print(f'{args.config}, {args.steps} steps of {args.batch} images, {args.device}')
-    Console(width=100).print(rows)
+    return rows
 
 
 if __name__ == '__main__':

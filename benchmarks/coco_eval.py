@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 from faster_coco_eval import COCOeval_faster
-from mmdet.datasets.api_wrappers import COCO
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import frPyObjects
 from rich import box

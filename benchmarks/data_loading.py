@@ -6,8 +6,10 @@ Each setting runs in turn, several times; the ratio to the first is the median o
 """
 
 import argparse
+import contextlib
 import copy
 import statistics
+import sys
 import time
 
 import cv2
@@ -46,6 +48,13 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=100)
     parser.add_argument('--turns', type=int, default=3)
     args = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):  # what the libraries say
+        title, rows = compare(args)
+    print(title)
+    Console(width=100).print(rows)
+
+
+def compare(args: argparse.Namespace) -> tuple[str, Table]:
     cfg = Config.fromfile(args.config)
     import_host(cfg.default_scope)
     loader = cfg.train_dataloader
@@ -73,8 +82,7 @@ def main() -> None:
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
         rows.add_row(name, f'{statistics.median(found):.1f}', f'{ratio:.2f}')
-    print(f'{args.config}: {loader.num_workers} workers, batches of {loader.batch_size}')
-    Console(width=100).print(rows)
+    return f'{args.config}: {loader.num_workers} workers, batches of {loader.batch_size}', rows
 
 
 if __name__ == '__main__':

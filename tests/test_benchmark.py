@@ -1,5 +1,6 @@
 """tools/benchmark.py compares like with like, and drops nobody silently."""
 
+import datetime
 import json
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 
 import pytest
 import torch
+
+from benchmarks import record
 
 from .conftest import ROOT, import_tool, needs_flop_counter
 
@@ -46,6 +49,7 @@ def test_exponent_of_memory(power):
         (['--config', 'configs/demo/retinanet.py', '--batch', '2'], '--batch is for backbones'),
         (['pvt_tiny', '--checkpoint', 'a.pth'], '--checkpoint belongs to a --config'),
         (['pvt_huge'], 'pvt_huge: expected one of pvt_tiny, '),
+        (['pvt_tiny', '--batch', '1', '2', '--plot', 'a.png'], '--plot and --sweep take one mode'),
     ],
 )
 def test_mistakes(arguments, message, monkeypatch, capsys):
@@ -53,6 +57,66 @@ def test_mistakes(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_args()
     assert message in capsys.readouterr().err
+
+
+def test_every_combination_is_a_setting(monkeypatch):
+    arguments = ['pvt_tiny', '--size', '64', '96', '--size', '32', '32', '--batch', '1', '2']
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
+    found = [(s.size, s.batch, s.mode) for s in benchmark.settings(benchmark.parse_args())]
+    assert found == [(size, n, 'inference') for size in ([64, 96], [32, 32]) for n in (1, 2)]
+
+
+def test_the_overview_has_a_row_for_each_setting():
+    """A peer that dropped out of one setting leaves its cell empty, and shifts none."""
+    turns = dict(ours=[turn(1.0)], hf=[turn(2.0)], mmdet=[turn(3.0)])
+    results = [
+        dict(title='small', rows=benchmark.summarise(turns)),
+        dict(title='large', rows=benchmark.summarise(turns | dict(hf=turns['ours']))),
+    ]
+    del results[1]['rows']['hf']
+    made = benchmark.overview(results)
+    assert [column.header for column in made.columns[4:]] == ['hf, x s (x MB)', 'mmdet, x s (x MB)']
+    assert [list(column.cells) for column in made.columns[4:]] == [
+        ['2.00 (1.00)', ''],
+        ['3.00 (1.00)', '3.00 (1.00)'],
+    ]
+
+
+DOCUMENT = """
+```bash
+echo not this one
+```
+
+and
+
+```bash
+echo "one $((1 + 1))"
+```
+
+<!-- printed 2020-01-01 -->
+old
+<!-- /printed -->
+
+```bash
+echo half; exit 3
+```
+
+<!-- printed -->
+kept
+<!-- /printed -->
+"""
+
+
+def test_commands_of_a_document_are_recorded(tmp_path):
+    path = tmp_path / 'document.md'
+    path.write_text(DOCUMENT)
+    record.record(path, only='one')
+    text = path.read_text()
+    expected = DOCUMENT.replace('2020-01-01', f'{datetime.date.today()}').replace('old', 'one 2')
+    assert text == expected
+    with pytest.raises(SystemExit, match='exit status 3'):
+        record.record(path)
+    assert path.read_text() == expected
 
 
 def test_a_checkpoint_is_shared_by_all_contenders(tmp_path):
@@ -93,7 +157,8 @@ def test_backbones(tmp_path):
         text=True,
         check=True,
     )
-    rows = json.loads((tmp_path / 'b.json').read_text())['rows']
+    (result,) = json.loads((tmp_path / 'b.json').read_text())
+    rows = result['rows']
     assert list(rows) == ['ours', 'roofline', 'ours, with_cp', 'mmdet']
     for peer in ('ours, with_cp', 'mmdet'):
         assert rows[peer]['difference'] < 1e-4
@@ -117,7 +182,8 @@ def test_a_detector(shapes, tmp_path):
         capture_output=True,
         check=True,
     )
-    rows = json.loads((tmp_path / 'b.json').read_text())['rows']
+    (result,) = json.loads((tmp_path / 'b.json').read_text())
+    rows = result['rows']
     assert list(rows) == ['ours', 'mmdet']
     for row in rows.values():
         parts = ('data', 'backbone', 'neck', 'head', 'backward', 'optimizer')

@@ -4,19 +4,22 @@
     python tools/benchmark.py pvt_v2_b2 --mode train --peers mmdet timm \\
         --peer-python timm=PATH/bin/python --json v2.json --plot v2.png
     python tools/benchmark.py pvt_small --peers official --official PATH/detection/pvt.py
+    python tools/benchmark.py pvt_small --size 224 224 --size 512 512 --batch 1 2
     python tools/benchmark.py pvt_small --sweep 224 448 896 1600 --plot memory.png
     python tools/benchmark.py --config configs/retinanet/pvt_s_fpn_1x.py --mode train
 
 All have the same weights and the same image. Each contender is a process of its own; they take
 turns, and what is compared is the median over the turns of the ratio to ours in the same turn. The
 roofline is the time that the matrix products of our step (linear, convolution, attention), in their
-own shapes, take alone. A peer that cannot be had is named and left out.
+own shapes, take alone. A peer that cannot be had is named and left out. Where several modes, sizes,
+batches or dtypes are given, every combination is measured, and a table sums them up.
 
 A config is trained or tested by the Runner on its own data, once as it is and once with
 MMDetection's backbone in place of ours, and its time is divided among the parts of an iteration.
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -24,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,13 +56,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('model', nargs='?', help=f'one of {", ".join(WEIGHTS)}')
     parser.add_argument('--config', help='a whole detector or segmentor instead')
     parser.add_argument('--checkpoint', help='of that detector; random weights without it')
-    parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
-    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
+    parser.add_argument('--mode', choices=['inference', 'train'], nargs='+', default=['inference'])
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        action='append',
+        metavar=('H', 'W'),
+        help='800 1344 if nothing else is said; again for another',
+    )
     parser.add_argument(
         '--sweep', type=int, nargs='+', metavar='SIDE', help='memory over the sides of a square'
     )
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    parser.add_argument('--batch', type=int, nargs='+', default=[1])
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], nargs='+', default=['float32'])
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--compile', action='store_true', help='torch.compile all contenders')
@@ -91,7 +102,18 @@ def parse_args() -> argparse.Namespace:
         parser.error('--checkpoint belongs to a --config.')
     if args.model not in WEIGHTS:
         parser.error(f'{args.config or args.model}: expected one of {", ".join(WEIGHTS)}')
+    args.size = args.size or [(800, 1344)]
+    several = len(list(settings(args))) > 1
+    if several and (args.plot or args.sweep):
+        parser.error('--plot and --sweep take one mode, size, batch and dtype.')
     return args
+
+
+def settings(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The arguments for each combination of what can be given several times."""
+    names = ('mode', 'size', 'batch', 'dtype')
+    for values in itertools.product(*(getattr(args, name) for name in names)):
+        yield argparse.Namespace(**vars(args) | dict(zip(names, values, strict=True)))
 
 
 class Child:
@@ -372,52 +394,95 @@ def describe(args: argparse.Namespace) -> str:
     what = f'{args.batch} x square, {args.dtype}' if args.sweep else size
     return (
         f'{args.config or args.model}, {args.mode}, {"its own data" if args.config else what}, '
-        f'{args.device}, {args.threads} threads' + (', compiled' if args.compile else '')
+        f'{args.device}' + (', compiled' if args.compile else '')
     )
+
+
+def compare(args: argparse.Namespace, folder: Path) -> dict:
+    """All contenders in one setting."""
+    gflop = None
+    if not args.config:
+        model, _ = get_flops.build(args.model)
+        total, _ = get_flops.count(model, tuple(args.size))['']
+        # In the usual sense, not the papers': a product and a sum are two; a backward pass is two
+        # forward passes.
+        gflop = 2 * total * args.batch * (3 if args.mode == 'train' else 1) / 1e9
+    children, left_out = start(args, folder)
+    turns, dropped = measure(children, args.pairs)
+    left_out += dropped
+    if 'ours' not in turns:
+        sys.exit('\n'.join(left_out))
+    rows = summarise(turns, gflop, args.batch)
+    if not args.config:
+        for contender, difference in agreement(children).items():
+            rows[contender]['difference'] = difference
+    about = {child.name: child.about for child in children}
+    for child in children:
+        child.stop()
+    title = describe(args)
+    return dict(title=title, gflop=gflop, rows=rows, about=about, turns=turns, left_out=left_out)
+
+
+def overview(results: list[dict]) -> Table:
+    """A row for each setting: our time, and what the others take of time and memory over ours."""
+    made = Table('', box=box.MARKDOWN)
+    others = list(dict.fromkeys(name for result in results for name in result['rows']))[1:]
+    ratios = [name for name in others if name != 'roofline']
+    own = [column for column in COLUMNS if column[0] in ('seconds', 'of_roofline', 'peak_mb')]
+    for title in (*(title for _, title, _ in own), *(f'{name}, x s (x MB)' for name in ratios)):
+        made.add_column(title, justify='right')
+    for result in results:
+        rows = result['rows']
+        ours = rows['ours']
+        cells = [format(ours[key], spec) if key in ours else '' for key, _, spec in own]
+        for name in ratios:
+            row = rows.get(name)
+            cells.append(f'{row["time_ratio"]:.2f} ({row["peak_ratio"]:.2f})' if row else '')
+        made.add_row(result['title'], *cells)
+    return made
+
+
+def remarks(results: list[dict]) -> Iterator[str]:
+    """The versions of the contenders, and who was left out where."""
+    for result in results:
+        for contender, found in result.get('about', {}).items():
+            if found['version']:
+                yield f'{contender}: {found["version"]}, torch {found["torch"]}'
+    for result in results:
+        for line in result['left_out']:
+            yield f'left out: {line}' + (f' ({result["title"]})' if len(results) > 1 else '')
 
 
 def main() -> None:
     args = parse_args()
-    title = describe(args)
-    print(f'{title}; torch {torch.__version__}, {platform.machine()}')
-    console = Console(width=140)
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f'torch {torch.__version__}, {platform.machine()}, {capability}, {args.threads} threads')
+    console = Console(width=250)
+    results = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if args.sweep:
-            memory, left_out = sweep(args, folder)
-            content = dict(title=title, memory=memory)
-            console.print(sweep_table(memory))
-        else:
-            gflop = None
-            if not args.config:
-                model, _ = get_flops.build(args.model)
-                total, _ = get_flops.count(model, tuple(args.size))['']
-                # In the usual sense, not the papers': a product and a sum are two; a backward pass
-                # is two forward passes.
-                gflop = 2 * total * args.batch * (3 if args.mode == 'train' else 1) / 1e9
-            children, left_out = start(args, folder)
-            turns, dropped = measure(children, args.pairs)
-            left_out += dropped
-            if 'ours' not in turns:
-                sys.exit('\n'.join(left_out))
-            rows = summarise(turns, gflop, args.batch)
-            if not args.config:
-                for contender, difference in agreement(children).items():
-                    rows[contender]['difference'] = difference
-            about = {child.name: child.about for child in children}
-            for child in children:
-                child.stop()
-            content = dict(title=title, gflop=gflop, rows=rows, about=about, turns=turns)
-            console.print(table(rows))
-            for contender, found in about.items():
-                if found['version']:
-                    print(f'{contender}: {found["version"]}, torch {found["torch"]}')
-    for line in left_out:
-        print(f'left out: {line}')
+        for setting in settings(args):
+            if args.sweep:
+                memory, left_out = sweep(setting, Path(name))
+                results.append(dict(title=describe(setting), memory=memory, left_out=left_out))
+            else:
+                results.append(compare(setting, Path(name)))
+    print()
+    if len(results) > 1:
+        console.print(overview(results))
+    elif args.sweep:
+        console.print(results[0]['title'], sweep_table(memory), sep='\n\n')
+    else:
+        console.print(results[0]['title'], table(results[0]['rows']), sep='\n\n')
+    for line in dict.fromkeys(remarks(results)):
+        print(f'\n{line}')
     if args.json:
-        args.json.write_text(json.dumps(content | dict(left_out=left_out), indent=1))
+        args.json.write_text(json.dumps(results, indent=1))
     if args.plot:
-        draw_sweep(memory, title, args.plot) if args.sweep else draw(rows, title, args.plot)
+        (result,) = results
+        if args.sweep:
+            draw_sweep(result['memory'], result['title'], args.plot)
+        else:
+            draw(result['rows'], result['title'], args.plot)
 
 
 if __name__ == '__main__':
