@@ -49,7 +49,7 @@ def test_exponent_of_memory(power):
         (['--config', 'configs/demo/retinanet.py', '--batch', '2'], '--batch is for backbones'),
         (['pvt_tiny', '--checkpoint', 'a.pth'], '--checkpoint belongs to a --config'),
         (['pvt_huge'], 'pvt_huge: expected one of pvt_tiny, '),
-        (['pvt_tiny', '--batch', '1', '2', '--plot', 'a.png'], '--plot and --sweep take one mode'),
+        (['pvt_tiny', '--batch', '1', '2', '--plot', 'a.png'], '--profile take one mode'),
     ],
 )
 def test_mistakes(arguments, message, monkeypatch, capsys):
@@ -151,14 +151,16 @@ def test_backbones(tmp_path):
                 '--json',
                 tmp_path / 'b.json',
             ),
-            *('--plot', tmp_path / 'b.png'),
+            *('--plot', tmp_path / 'b.png', '--profile'),
         ],
         capture_output=True,
         text=True,
         check=True,
     )
     (result,) = json.loads((tmp_path / 'b.json').read_text())
-    rows = result['rows']
+    rows, profile = result['rows'], result['profile']
+    assert profile['mm'] > profile['gelu'] > 0
+    assert re.search(r'\| `mm` +\| 0\.\d+ \| \d+\.\d%', done.stdout)
     assert list(rows) == ['ours', 'roofline', 'ours, with_cp', 'mmdet']
     for peer in ('ours, with_cp', 'mmdet'):
         assert rows[peer]['difference'] < 1e-4

@@ -19,6 +19,7 @@ MMDetection's backbone in place of ours, and its time is divided among the parts
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -83,6 +84,9 @@ def parse_args() -> argparse.Namespace:
         metavar='PEER=PYTHON',
         help='another Python for a peer that cannot be imported here',
     )
+    parser.add_argument(
+        '--profile', action='store_true', help='where the time of our own step goes, on a CPU'
+    )
     parser.add_argument('--pairs', type=int, default=5, help='how many turns each contender has')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     parser.add_argument('--json', type=Path, help='write the numbers')
@@ -94,18 +98,21 @@ def parse_args() -> argparse.Namespace:
         for name in ('size', 'batch', 'dtype', 'sweep', 'peers', 'official'):
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f'--{name} is for backbones alone; for --config see --cfg-options.')
-        backbone = Config.fromfile(args.config).model.backbone
+        with contextlib.redirect_stdout(sys.stderr):  # mmengine's log
+            backbone = Config.fromfile(args.config).model.backbone
         prefix = {'PVT': 'pvt_', 'PVTv2': 'pvt_v2_'}.get(backbone.type)
         args.model = prefix and prefix + str(backbone.arch)
         args.peers = ['mmdet']
     elif args.checkpoint:
         parser.error('--checkpoint belongs to a --config.')
+    if args.profile and (args.config or args.sweep or not args.device.startswith('cpu')):
+        parser.error('--profile is for one setting of a backbone, on a CPU.')
     if args.model not in WEIGHTS:
         parser.error(f'{args.config or args.model}: expected one of {", ".join(WEIGHTS)}')
     args.size = args.size or [(800, 1344)]
     several = len(list(settings(args))) > 1
-    if several and (args.plot or args.sweep):
-        parser.error('--plot and --sweep take one mode, size, batch and dtype.')
+    if several and (args.plot or args.sweep or args.profile):
+        parser.error('--plot, --sweep and --profile take one mode, size, batch and dtype.')
     return args
 
 
@@ -416,11 +423,26 @@ def compare(args: argparse.Namespace, folder: Path) -> dict:
     if not args.config:
         for contender, difference in agreement(children).items():
             rows[contender]['difference'] = difference
+    profile = children[0].ask('profile')['profile'] if args.profile else None
     about = {child.name: child.about for child in children}
     for child in children:
         child.stop()
-    title = describe(args)
-    return dict(title=title, gflop=gflop, rows=rows, about=about, turns=turns, left_out=left_out)
+    return dict(
+        **dict(title=describe(args), gflop=gflop, rows=rows, about=about, turns=turns),
+        **dict(left_out=left_out, profile=profile),
+    )
+
+
+def profile_table(seconds: dict[str, float], rows: int = 12) -> Table:
+    """The operators that take most of our step, and the rest of it."""
+    made = Table('operator', box=box.MARKDOWN)
+    made.add_column('s', justify='right')
+    made.add_column('share', justify='right')
+    largest = sorted(seconds.items(), key=lambda item: -item[1])
+    found = [*largest[:rows], ('the rest', sum(value for _, value in largest[rows:]))]
+    for name, value in found:
+        made.add_row(f'`{name}`', f'{value:.3f}', f'{value / sum(seconds.values()):.1%}')
+    return made
 
 
 def overview(results: list[dict]) -> Table:
@@ -459,7 +481,7 @@ def main() -> None:
     print(f'torch {torch.__version__}, {platform.machine()}, {capability}, {args.threads} threads')
     console = Console(width=250)
     results = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
         for setting in settings(args):
             if args.sweep:
                 memory, left_out = sweep(setting, Path(name))
@@ -473,6 +495,8 @@ def main() -> None:
         console.print(results[0]['title'], sweep_table(memory), sep='\n\n')
     else:
         console.print(results[0]['title'], table(results[0]['rows']), sep='\n\n')
+        if args.profile:
+            console.print(profile_table(results[0]['profile']))
     for line in dict.fromkeys(remarks(results)):
         print(f'\n{line}')
     if args.json:

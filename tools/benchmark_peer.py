@@ -150,6 +150,20 @@ class Recorder(TorchDispatchMode):
             func(*args, **kwargs)
 
 
+class Clock(TorchDispatchMode):
+    """The seconds that each operator takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        self.seconds[func.overloadpacket.__name__] += time.perf_counter() - start
+        return result
+
+
 class Contender:
     """A model, or the products of one, that can take a step again and again."""
 
@@ -205,6 +219,14 @@ class Contender:
     def synchronise(self) -> None:
         if self.device.type == 'cuda':
             torch.cuda.synchronize()
+
+    def profile(self) -> dict[str, float]:
+        """Seconds of a step by operator; what is left of it is torch's and Python's own."""
+        start = time.perf_counter()
+        with Clock() as clock:
+            self.run_model()
+        total = time.perf_counter() - start
+        return dict(clock.seconds, other=total - sum(clock.seconds.values()))
 
     def probe(self) -> list[float]:
         """Size of the last map and a few numbers of it, to see that all compute the same."""
@@ -360,7 +382,11 @@ def main() -> None:
         contender = Contender(task)
         answer(dict(version=version(task['peer']), torch=torch.__version__))
         for line in sys.stdin:
-            answer(dict(probe=contender.probe()) if line.strip() == 'probe' else contender.step())
+            wanted = line.strip()
+            if wanted == 'step':
+                answer(contender.step())
+            else:
+                answer({wanted: getattr(contender, wanted)()})
     except Exception as error:  # reported by the parent, which names who is left out and why
         answer(dict(error=f'{type(error).__name__}: {error}'))
 
