@@ -160,7 +160,7 @@ def test_backbones(tmp_path):
     (result,) = json.loads((tmp_path / 'b.json').read_text())
     rows, profile = result['rows'], result['profile']
     assert profile['mm'] > profile['gelu'] > 0
-    assert re.search(r'\| `mm` +\| 0\.\d+ \| \d+\.\d%', done.stdout)
+    assert re.search(r'\| `mm` +\| +\d+\.\d+ \| +\d+\.\d% \|', done.stdout)
     assert list(rows) == ['ours', 'roofline', 'ours, with_cp', 'mmdet']
     for peer in ('ours, with_cp', 'mmdet'):
         assert rows[peer]['difference'] < 1e-4
