@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .archs import PVT_ARCHS, PVTV2_ARCHS, resolve_arch
@@ -33,7 +34,10 @@ from .weights import adapt_state_dict, is_compiling, resize_pos_embed
 # Of the authors' two LayerNorm eps this is the one of the block and stage norms; `norm_eps` is the
 # one of the patch embedding and of the spatial reduction.
 BLOCK_EPS = 1e-6
-PART = 4096  # tokens that an MLP works on at once on a CPU
+PART = 2048  # tokens that an MLP works on at once on a CPU
+# Up to this embed_dims a CPU computes the hidden layer of an MLP again in the backward pass: a number
+# of it costs 2 * embed_dims operations to compute, but always the same to store and to fetch.
+CHEAP_DIMS = 64
 
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -50,6 +54,12 @@ def is_eager_on_cpu(x: Tensor) -> bool:
     """Whether to do what is faster on a CPU, but wrong in a graph made once for all sizes."""
     traced = is_compiling() or torch.jit.is_tracing()
     return x.device.type == 'cpu' and not traced
+
+
+def is_autocast_on_cpu() -> bool:
+    if hasattr(torch.amp, 'is_autocast_available'):  # torch 2.4, which deprecates the other name
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -70,9 +80,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """Attention of (B, heads, N, C) queries to (B, heads, M, C) keys and values."""
     b, heads, n, _ = q.shape
     parts = 1
-    if q.requires_grad and is_eager_on_cpu(q) and b * heads < torch.get_num_threads():
-        # The backward pass takes one thread per image and head: make an image for each thread.
-        parts = math.gcd(torch.get_num_threads(), n)
+    if q.requires_grad and is_eager_on_cpu(q):
+        # The backward pass takes one thread per image and head: make as many images of one as it
+        # takes to keep all threads at work.
+        threads = torch.get_num_threads()
+        parts = math.gcd(threads // math.gcd(threads, b * heads), n)
+    if parts > 1:
         q = q.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
         k, v = k.repeat_interleave(parts, dim=0), v.repeat_interleave(parts, dim=0)
     x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
@@ -156,6 +169,65 @@ class LinearAttention(Attention):
         return F.gelu(self.norm(to_tokens(self.sr(self.pool(to_map(x, hw))))))
 
 
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` on a CPU, outside of autograd, by oneDNN: faster than the BLAS it asks."""
+    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], None)
+    return F.linear(x, weight, bias)
+
+
+def split(x: Tensor) -> tuple[Tensor, ...]:
+    """Tokens (N, C) in parts of the same size, no more than PART."""
+    return x.chunk(max(1, math.ceil(len(x) / PART)))
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether nobody replaced, wrapped or hooked the layer: its weights are all there is to it."""
+    hooks = layer._forward_pre_hooks, layer._forward_hooks
+    hooks += layer._backward_pre_hooks, layer._backward_hooks
+    return type(layer) is nn.Linear and not any(hooks)
+
+
+class PartedMlp(torch.autograd.Function):
+    """``fc2(gelu(fc1(x)))`` of tokens (N, C), and its gradients, for a CPU.
+
+    A few tokens at a time, so that the hidden layer stays in the cache on its way through both
+    layers and back. Of what autograd would keep of it, before and after the activation, the first
+    is kept or, without ``keep``, nothing; gradients of the weights are summed in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool
+    ) -> Tensor:
+        y, kept = torch.empty_like(x), []
+        for part, y_part in zip(split(x), split(y), strict=True):
+            hidden = multiply(part, w1, b1)
+            if keep:
+                kept.append(hidden)
+            activation = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
+            y_part.copy_(multiply(activation, w2, b2))
+        ctx.save_for_backward(x, w1, b1, w2, *kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, b1, w2, *kept = ctx.saved_tensors
+        grad_w1, grad_b1, grad_w2 = (torch.zeros_like(w) for w in (w1, b1, w2))
+        grad_x = torch.empty_like(x)
+        parts = zip(split(x), split(grad), split(grad_x), strict=True)
+        for i, (part, grad_part, grad_x_part) in enumerate(parts):
+            hidden = kept[i] if kept else multiply(part, w1, b1)
+            grad_w2.addmm_(grad_part.t(), F.gelu(hidden))
+            grad_hidden = multiply(grad_part, w2.t())
+            grad_hidden = torch.ops.aten.gelu_backward(grad_hidden, hidden)
+            grad_w1.addmm_(grad_hidden.t(), part)
+            grad_b1 += grad_hidden.sum(0)
+            grad_x_part.copy_(multiply(grad_hidden, w1.t()))
+        return grad_x, grad_w1, grad_b1, grad_w2, grad.sum(0), None
+
+
 class Mlp(nn.Module):
     """The feed-forward layer of v1."""
 
@@ -166,11 +238,15 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        parts = x.flatten(0, 1).split(PART) if is_eager_on_cpu(x) else ()
-        if len(parts) < 2:
+        fc1, fc2 = self.fc1, self.fc2
+        if not (is_eager_on_cpu(x) and is_plain_linear(fc1) and is_plain_linear(fc2)):
             return self.run(x)
-        # A few tokens at a time, so that the hidden layer never leaves the cache.
-        return torch.cat([self.rerun(part) for part in parts]).view_as(x)
+        tokens = x.flatten(0, 1)
+        if (self.training and self.drop.p > 0) or is_autocast_on_cpu():
+            return torch.cat([self.rerun(part) for part in split(tokens)]).view_as(x)
+        keep = torch.is_grad_enabled() and x.shape[2] > CHEAP_DIMS
+        y = PartedMlp.apply(tokens, fc1.weight, fc1.bias, fc2.weight, fc2.bias, keep)
+        return y.view_as(x)
 
     def run(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(gelu(self.fc1(x)))))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 
 from pvt_mm import PVT, PVTv2, pvt
 
@@ -306,9 +307,11 @@ def test_depthwise_convolutions_take_tokens_as_they_lie():
 
 @both
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, monkeypatch):
+@pytest.mark.parametrize('cheap_dims', [0, 1000])
+def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, cheap_dims, monkeypatch):
     """MLPs in parts or computed again, reductions as products and attention split over threads."""
     monkeypatch.setattr(pvt, 'PART', 100)  # neither a divisor nor a multiple of the tokens
+    monkeypatch.setattr(pvt, 'CHEAP_DIMS', cheap_dims)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)  # more than the heads of stages 1, 2
     model = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=with_cp)).double()
     x = torch.randn(1, 3, 96, 72, dtype=torch.float64, requires_grad=True)
@@ -326,7 +329,7 @@ def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, monkeypatch):
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_gives_each_thread_an_image(monkeypatch):
+def test_attention_keeps_all_threads_at_work(monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)
     seen = []
 
@@ -338,15 +341,56 @@ def test_attention_gives_each_thread_an_image(monkeypatch):
     monkeypatch.setattr(F, 'scaled_dot_product_attention', recorded)
     attn = PVT(SMALL).block1[0].attn
     attn(torch.randn(1, 16 * 16, 16), (16, 16))
+    attn(torch.randn(6, 16 * 16, 16), (16, 16))
     attn(torch.randn(8, 16 * 16, 16), (16, 16))
-    assert seen == [((4, 1, 64, 16), (4, 1, 16, 16)), ((8, 1, 256, 16), (8, 1, 16, 16))]
+    assert seen == [
+        ((4, 1, 64, 16), (4, 1, 16, 16)),
+        ((12, 1, 128, 16), (12, 1, 16, 16)),
+        ((8, 1, 256, 16), (8, 1, 16, 16)),
+    ]
 
 
 @both
 def test_no_hidden_layer_is_kept(cls):
     x = torch.randn(2, 64 * 64, 16)
     saved = saved_for_backward(cls(SMALL).block1[0].mlp, x, (64, 64))
-    assert sum(t.numel() for t in saved) == x.numel()
+    assert sum(t.numel() for t in saved if t.numel() >= x.numel()) == x.numel()
+
+
+def test_an_empty_batch():
+    assert pvt.Mlp(8, 16)(torch.empty(0, 12, 8), (3, 4)).shape == (0, 12, 8)
+
+
+def test_a_wide_hidden_layer_is_kept_once():
+    mlp = pvt.Mlp(128, 256)
+    saved = saved_for_backward(mlp, torch.randn(1, 64 * 64, 128), (64, 64))
+    parameters = sum(p.numel() for p in (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight))
+    assert sum(t.numel() for t in saved) == 64 * 64 * (128 + 256) + parameters
+
+
+@pytest.mark.parametrize('layer', ['fc1', 'fc2'])
+def test_layers_of_an_mlp_can_be_replaced_and_hooked(layer, monkeypatch):
+    """What adds an adapter, prunes or watches a layer relies on the layer being called."""
+    monkeypatch.setattr(pvt, 'PART', 10)
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    mlp, x = pvt.Mlp(8, 16), torch.randn(1, 12, 8)
+    plain = mlp(x, (3, 4))
+    seen = []
+    handle = getattr(mlp, layer).register_forward_hook(lambda *call: seen.append(call))
+    assert torch.allclose(mlp(x, (3, 4)), plain, atol=1e-6)
+    assert [call[2].shape[:2] for call in seen] == [(1, 12)]
+    handle.remove()
+    prune.l1_unstructured(getattr(mlp, layer), 'weight', amount=0.5)
+    nn.init.ones_(getattr(mlp, layer).weight_orig)  # the weight follows when the layer is called
+    y = mlp(x, (3, 4))
+    assert torch.allclose(y, mlp.fc2(F.gelu(mlp.fc1(x))), atol=1e-6)
+    assert not torch.allclose(y, plain, atol=1e-2)
+    setattr(mlp, layer, Doubled(*((8, 16) if layer == 'fc1' else (16, 8))))
+    assert torch.allclose(mlp(x, (3, 4)), mlp.fc2(F.gelu(mlp.fc1(x))), atol=1e-6)
 
 
 @pytest.mark.parametrize('cls', [pvt.Mlp, pvt.ConvMlp])

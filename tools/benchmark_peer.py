@@ -22,7 +22,8 @@ Maps = list[Tensor]
 aten = torch.ops.aten
 # What a network cannot do without: the products of its linear layers, convolutions and attention.
 PRODUCTS = (
-    *('mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'),
+    *('mm', 'addmm', 'addmm_', 'bmm', 'baddbmm', '_linear_pointwise'),
+    *('convolution', 'convolution_backward'),
     *('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_flash_attention'),
     '_scaled_dot_product_flash_attention_for_cpu_backward',
     *('_scaled_dot_product_flash_attention_backward', '_scaled_dot_product_efficient_attention'),
