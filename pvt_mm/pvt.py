@@ -35,8 +35,8 @@ from .weights import adapt_state_dict, is_compiling, resize_pos_embed
 # one of the patch embedding and of the spatial reduction.
 BLOCK_EPS = 1e-6
 PART = 2048  # tokens that an MLP works on at once on a CPU
-# Up to this embed_dims a CPU computes the hidden layer of an MLP again in the backward pass: a number
-# of it costs 2 * embed_dims operations to compute, but always the same to store and to fetch.
+# Up to this embed_dims a CPU computes the hidden layer of an MLP again for the backward pass. A
+# value of it costs 2 * embed_dims operations to compute, and at any width the same to store.
 CHEAP_DIMS = 64
 
 
