@@ -6,6 +6,7 @@ It gets a throw-away environment on top of this one, since it pins pandas and no
 import functools
 import hashlib
 import http.server
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -37,7 +38,9 @@ class Mim:
         (self.site,) = folder.glob('lib/python*/site-packages')
         self.below = Path(sysconfig.get_paths()['purelib'])
         (self.site / 'below.pth').write_text(f'{self.below}\n')
-        command = [self.python, '-m', 'pip', 'install', '--quiet', MIM]
+        # pandas, which mim needs, would bring a numpy that torch 2.1 cannot use.
+        numpy = f'numpy=={importlib.metadata.version("numpy")}'
+        command = [self.python, '-m', 'pip', 'install', '--quiet', MIM, numpy]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f'{MIM} cannot be installed here: {done.stderr.strip()[-300:]}')
