@@ -57,6 +57,7 @@ def is_eager_on_cpu(x: Tensor) -> bool:
 
 
 def is_autocast_on_cpu() -> bool:
+    """Whether ``torch.autocast`` chooses the dtypes of what runs on a CPU."""
     if hasattr(torch.amp, 'is_autocast_available'):  # torch 2.4, which deprecates the other name
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
@@ -183,9 +184,9 @@ def split(x: Tensor) -> tuple[Tensor, ...]:
 
 def is_plain_linear(layer: nn.Module) -> bool:
     """Whether nobody replaced, wrapped or hooked the layer: its weights are all there is to it."""
-    hooks = layer._forward_pre_hooks, layer._forward_hooks
-    hooks += layer._backward_pre_hooks, layer._backward_hooks
-    return type(layer) is nn.Linear and not any(hooks)
+    forward = layer._forward_pre_hooks or layer._forward_hooks
+    backward = layer._backward_pre_hooks or layer._backward_hooks
+    return type(layer) is nn.Linear and not forward and not backward
 
 
 class PartedMlp(torch.autograd.Function):
