@@ -425,6 +425,15 @@ def test_dropout_is_the_same_both_times(cls, monkeypatch):
 # --- dtypes, devices ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('cls', [pvt.Mlp, pvt.ConvMlp])
+def test_autocast_reaches_the_layers_of_an_mlp(cls):
+    mlp = cls(8, 16)
+    with torch.autocast('cpu', torch.bfloat16):
+        y = mlp(torch.randn(1, 12, 8), (3, 4))
+    y.float().sum().backward()
+    assert (y.dtype, mlp.fc1.weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
 @both
 @pytest.mark.parametrize('arch', ['first', 'linear'])
 def test_bf16_autocast_and_float64(cls, arch):
