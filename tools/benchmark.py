@@ -300,6 +300,7 @@ def agreement(children: list[Child]) -> dict[str, float]:
 # Key of a row, title and format.
 COLUMNS = [
     ('seconds', 's', '.3f'),
+    ('system', 'system s', '.2f'),
     ('time_ratio', 'x ours', '.2f'),
     ('throughput', 'images/s', '.2f'),
     ('gflops', 'GFLOP/s', '.0f'),

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import sys
 import time
 from collections import Counter
@@ -203,9 +204,12 @@ class Contender:
         return [x.detach() for x in maps]
 
     def step(self) -> dict:
-        """One step: seconds, and the peak of memory above what was there before, in bytes."""
+        """One step: seconds, those of all cores in the operating system (which hands out memory),
+        and the peak of memory above what was there before, in bytes.
+        """
         before = reset_peak(self.device)
         self.synchronise()
+        system = resource.getrusage(resource.RUSAGE_SELF).ru_stime
         start = time.perf_counter()
         if self.replay:
             with torch.no_grad():
@@ -214,8 +218,9 @@ class Contender:
             self.last = self.run_model()[-1].float().flatten()
         self.synchronise()
         seconds = time.perf_counter() - start
+        system = resource.getrusage(resource.RUSAGE_SELF).ru_stime - system
         top = peak(self.device)
-        return dict(seconds=seconds, peak=top, step=top - before)
+        return dict(seconds=seconds, peak=top, step=top - before, parts=dict(system=system))
 
     def synchronise(self) -> None:
         if self.device.type == 'cuda':
