@@ -72,9 +72,10 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if conv.kernel_size != conv.stride or not is_eager_on_cpu(x):
         return conv(x)
     h, w = x.shape[2] // side, x.shape[3] // side
-    x = x[:, :, : h * side, : w * side].unflatten(3, (w, side)).unflatten(2, (h, side))
-    patches = x.permute(0, 2, 4, 3, 5, 1).flatten(3)  # B, h, w, side * side * C
-    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias).movedim(3, 1)
+    x = x.permute(0, 2, 3, 1)[:, : h * side, : w * side]
+    patches = x.unflatten(2, (w, side)).unflatten(1, (h, side)).transpose(2, 3)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # the order of patches: row, column, C
+    return F.linear(patches.flatten(3), weight, conv.bias).movedim(3, 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
