@@ -183,11 +183,11 @@ def split(x: Tensor) -> tuple[Tensor, ...]:
     return x.chunk(max(1, math.ceil(len(x) / PART)))
 
 
-def is_plain_linear(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether nobody replaced, wrapped or hooked the layer: its weights are all there is to it."""
     forward = layer._forward_pre_hooks or layer._forward_hooks
     backward = layer._backward_pre_hooks or layer._backward_hooks
-    return type(layer) is nn.Linear and not forward and not backward
+    return type(layer) is cls and not forward and not backward
 
 
 class PartedMlp(torch.autograd.Function):
@@ -241,7 +241,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         fc1, fc2 = self.fc1, self.fc2
-        if not (is_eager_on_cpu(x) and is_plain_linear(fc1) and is_plain_linear(fc2)):
+        if not (is_eager_on_cpu(x) and self.is_plain()):
             return self.run(x)
         tokens = x.flatten(0, 1)
         if (self.training and self.drop.p > 0) or is_autocast_on_cpu():
@@ -250,8 +250,14 @@ class Mlp(nn.Module):
         y = PartedMlp.apply(tokens, fc1.weight, fc1.bias, fc2.weight, fc2.bias, keep)
         return y.view_as(x)
 
+    def is_plain(self) -> bool:
+        return is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)
+
     def run(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(gelu(self.fc1(x)))))
+        return self.finish(self.fc1(x))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(gelu(hidden))))
 
     def rerun(self, *args) -> Tensor:
         """``run``, and again where the backward pass needs the hidden layer.
@@ -280,11 +286,36 @@ class ConvMlp(Mlp):
         self.dwconv.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        is_large = is_eager_on_cpu(x) and x.shape[0] * x.shape[1] > PART
-        return self.rerun(x, hw) if is_large else self.run(x, hw)
+        if not is_eager_on_cpu(x) or x.shape[0] * x.shape[1] <= PART:
+            return self.run(x, hw)
+        if torch.is_grad_enabled():
+            return self.rerun(x, hw)
+        return self.run_in_strips(x, hw) if self.is_plain() else self.run(x, hw)
+
+    def is_plain(self) -> bool:
+        dwconv = self.dwconv
+        is_plain_dwconv = is_plain(dwconv, nn.Sequential) and is_plain(dwconv.dwconv, nn.Conv2d)
+        return super().is_plain() and is_plain_dwconv
 
     def run(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        return self.drop(self.fc2(self.drop(gelu(self.hidden(x, hw)))))
+        return self.finish(self.hidden(x, hw))
+
+    def run_in_strips(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """``run``, a few rows of an image at a time, so that the hidden layer stays in the cache.
+
+        A strip has one row more on either side for the convolution to see what it would see in
+        the whole image; what becomes of these rows is dropped.
+        """
+        height, width = hw
+        rows = max(1, PART // width)
+        strips = []
+        for image in x.unflatten(1, hw).split(1):
+            for top in range(0, height, rows):
+                start, end = max(top - 1, 0), min(top + rows + 1, height)
+                hidden = self.hidden(image[:, start:end].flatten(1, 2), (end - start, width))
+                own = hidden.unflatten(1, (-1, width))[:, top - start :][:, :rows]
+                strips.append(self.finish(own.flatten(1, 2)))
+        return torch.cat(strips, dim=1).view_as(x)
 
     def hidden(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, hidden_dim), before the activation."""

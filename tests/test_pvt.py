@@ -316,7 +316,7 @@ def test_shortcuts_on_a_cpu_change_nothing(cls, with_cp, cheap_dims, monkeypatch
     monkeypatch.setattr(pvt, 'CHEAP_DIMS', cheap_dims)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)  # more than the heads of stages 1, 2
     model = randomise(cls(SMALL, drop_path_rate=0.0, with_cp=with_cp)).double()
-    x = torch.randn(1, 3, 96, 72, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 96, 72, dtype=torch.float64, requires_grad=True)
     results = []
     for shortcuts in (True, False):
         if not shortcuts:
@@ -407,6 +407,31 @@ def test_layers_of_an_mlp_can_be_replaced_and_hooked(layer, monkeypatch):
     assert not torch.allclose(y, plain, atol=1e-2)
     setattr(mlp, layer, Doubled(*((8, 16) if layer == 'fc1' else (16, 8))))
     assert torch.allclose(mlp(x, (3, 4)), mlp.fc2(F.gelu(mlp.fc1(x))), atol=1e-6)
+
+
+@pytest.mark.parametrize('height', [3, 5, 12])
+@pytest.mark.parametrize('rows', [1, 2, 5])
+@pytest.mark.parametrize('relu', [False, True])
+def test_a_convolutional_mlp_in_strips(height, rows, relu, monkeypatch):
+    monkeypatch.setattr(pvt, 'PART', 7 * rows)
+    mlp = pvt.ConvMlp(8, 16, relu=relu).double()
+    x = torch.randn(3, height * 7, 8, dtype=torch.float64)
+    seen = []
+    finish = mlp.finish
+    mlp.finish = lambda hidden: seen.append(hidden.shape[:2]) or finish(hidden)
+    with torch.no_grad():
+        assert torch.allclose(mlp(x, (height, 7)), mlp.run(x, (height, 7)), rtol=0, atol=1e-14)
+    assert max(seen[:-1]) == (1, 7 * min(rows, height))
+
+
+@pytest.mark.parametrize('layer', ['fc1', 'fc2', 'dwconv', 'dwconv.dwconv'])
+def test_a_hooked_layer_sees_whole_images(layer, monkeypatch):
+    monkeypatch.setattr(pvt, 'PART', 10)
+    mlp, seen = pvt.ConvMlp(8, 16), []
+    mlp.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2].numel()))
+    with torch.no_grad():
+        mlp(torch.randn(2, 12, 8), (3, 4))
+    assert seen == [2 * 12 * (8 if layer == 'fc2' else 16)]
 
 
 @pytest.mark.parametrize('cls', [pvt.Mlp, pvt.ConvMlp])
