@@ -36,7 +36,8 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], hw: tuple[int, in
     # comparison would become a guard that ties the graph to the size.
     if not is_compiling() and grid == hw:
         return pos_embed
-    maps = pos_embed.transpose(1, 2).unflatten(2, grid)
+    # Permuted, not transposed first: torch then sees channels-last in a batch of one as well.
+    maps = pos_embed.unflatten(1, grid).permute(0, 3, 1, 2)
     return F.interpolate(maps, size=hw, mode='bilinear').flatten(2).transpose(1, 2)
 
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 from pvt_mm import PVT, PVTv2, pvt
+from pvt_mm.weights import resize_pos_embed
 
 from .conftest import ALL_ARCHS, SMALL, all_archs, randomise
 
@@ -350,6 +351,12 @@ def test_attention_keeps_all_threads_at_work(monkeypatch):
         ((12, 1, 128, 16), (12, 1, 16, 16)),
         ((8, 1, 256, 16), (8, 1, 16, 16)),
     ]
+
+
+def test_position_embeddings_are_resized_as_they_lie():
+    """Twenty times as slow as this is a detour over NCHW."""
+    resized = resize_pos_embed(torch.randn(1, 3 * 4, 8), (3, 4), (5, 7))
+    assert resized.shape == (1, 5 * 7, 8) and resized.is_contiguous()
 
 
 @both
