@@ -38,6 +38,9 @@ PART = 2048  # tokens that an MLP works on at once on a CPU
 # Up to this embed_dims a CPU computes the hidden layer of an MLP again for the backward pass. A
 # value of it costs 2 * embed_dims operations to compute, and at any width the same to store.
 CHEAP_DIMS = 64
+# Products of the oneDNN in torch 2.1 write into memory that is not theirs if a signal, Ctrl-C for
+# one, arrives meanwhile; those of 2.13 do not, and nothing in between has been tried.
+HAS_SAFE_ONEDNN = torch.torch_version.TorchVersion(torch.__version__) >= '2.13'
 
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -173,7 +176,8 @@ class LinearAttention(Attention):
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` on a CPU, outside of autograd, by oneDNN: faster than the BLAS it asks."""
-    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    is_there = HAS_SAFE_ONEDNN and torch.backends.mkldnn.is_available()
+    if is_there and x.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], None)
     return F.linear(x, weight, bias)
 

@@ -391,6 +391,28 @@ def test_gradients_of_an_mlp_in_float32(cheap_dims, monkeypatch):
         assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
+SIGNALS = """
+import signal, time, torch
+from pvt_mm import pvt
+torch.set_num_threads(1)
+grad, weight = torch.randn(768, 512), torch.randn(512, 64)
+expected = torch.nn.functional.linear(grad, weight.t())
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 5e-4, 5e-4)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    results = [pvt.multiply(grad, weight.t()) for _ in range(20)]
+    assert all(torch.allclose(y, expected, atol=1e-3) for y in results)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_products_survive_signals():
+    """With torch 2.1 those of oneDNN corrupt the heap within a second."""
+    done = subprocess.run([sys.executable, '-c', SIGNALS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('layer', ['fc1', 'fc2'])
 def test_layers_of_an_mlp_can_be_replaced_and_hooked(layer, monkeypatch):
     """What adds an adapter, prunes or watches a layer relies on the layer being called."""
