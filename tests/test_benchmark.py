@@ -5,15 +5,17 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import record
 
-from .conftest import ROOT, import_tool, needs_flop_counter
+from .conftest import ROOT, THREADS, import_tool, needs_flop_counter
 
 benchmark = import_tool('benchmark')
+benchmark_peer = import_tool('benchmark_peer')
 
 
 def turn(seconds: float, **parts: float) -> dict:
@@ -33,6 +35,20 @@ def test_ratios_are_those_of_one_turn():
     assert rows['ours']['of_roofline'] == pytest.approx(0.8)
     assert (rows['ours']['gflops'], rows['ours']['throughput']) == (50.0, 2.0)
     assert (rows['ours']['peak_mb'], rows['ours']['step_mb']) == (2.0, 1.0)
+
+
+def test_the_time_of_the_operating_system():
+    task = dict(peer='ours', version=1, arch='tiny', with_cp=False, mode='inference', weights=None)
+    task.update(threads=THREADS, device='cpu', batch=1, size=(32, 32), compile=False)
+    contender = benchmark_peer.Contender(task)
+
+    def read_zeros():
+        with Path('/dev/zero').open('rb') as file:
+            file.read(2**28)
+
+    contender.replay = read_zeros
+    step = contender.step()
+    assert 0.1 * step['seconds'] < step['parts']['system'] < step['seconds'] + 0.02
 
 
 @pytest.mark.parametrize('power', [1.0, 1.5])

@@ -429,6 +429,12 @@ def test_layers_of_an_mlp_can_be_replaced_and_hooked(layer, monkeypatch):
     assert torch.allclose(mlp(x, (3, 4)), plain, atol=1e-6)
     assert [call[2].shape[:2] for call in seen] == [(1, 12)]
     handle.remove()
+    for name in ('register_full_backward_pre_hook', 'register_full_backward_hook'):
+        seen.clear()
+        handle = getattr(getattr(mlp, layer), name)(lambda *call: seen.append(call))
+        mlp(x.requires_grad_(), (3, 4)).sum().backward()
+        assert len(seen) == 1
+        handle.remove()
     prune.l1_unstructured(getattr(mlp, layer), 'weight', amount=0.5)
     nn.init.ones_(getattr(mlp, layer).weight_orig)  # the weight follows when the layer is called
     y = mlp(x, (3, 4))
