@@ -30,14 +30,20 @@ pytestmark = pytest.mark.slow
 
 
 class Mim:
-    """The command of an environment that sees the packages of this one, but not this package."""
+    """The command of an environment that sees the packages of this one, but not this package.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where to make it.
+        hosts: Whether OpenMMLab is among the packages.
+    """
+
+    def __init__(self, folder: Path, hosts: bool = True) -> None:
         venv.create(folder, symlinks=True)
         self.python = folder / 'bin/python'
         (self.site,) = folder.glob('lib/python*/site-packages')
         self.below = Path(sysconfig.get_paths()['purelib'])
-        (self.site / 'below.pth').write_text(f'{self.below}\n')
+        seen = self.below if hosts else without_hosts(self.below, folder / 'below')
+        (self.site / 'below.pth').write_text(f'{seen}\n')
         # pandas, which mim needs, would bring a numpy that torch 2.1 cannot use.
         numpy = f'numpy=={importlib.metadata.version("numpy")}'
         command = [self.python, '-m', 'pip', 'install', '--quiet', MIM, numpy]
@@ -73,6 +79,15 @@ class Mim:
         return done.stdout
 
 
+def without_hosts(packages: Path, folder: Path) -> Path:
+    """A folder with links to the packages that are not OpenMMLab's."""
+    folder.mkdir()
+    for path in packages.iterdir():
+        if not path.name.startswith(('mm', 'onedl', 'pvt')):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
 def digest(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha1').hexdigest()
@@ -81,6 +96,19 @@ def digest(path: Path) -> str:
 @pytest.fixture
 def mim(tmp_path) -> Mim:
     return Mim(tmp_path / 'venv')
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return copy_tree(tmp_path / 'tree')
+
+
+@pytest.fixture
+def local(tree, tmp_path) -> list:
+    """Arguments of ``install`` for a wheel of the tree in a folder."""
+    options = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '-w', tmp_path]
+    Mim.run(sys.executable, '-m', 'pip', 'wheel', '--quiet', tree, *options)
+    return ['--no-index', '--find-links', tmp_path, '--force-reinstall', 'pvt-mmlab']
 
 
 @pytest.fixture
@@ -96,12 +124,18 @@ def server(tmp_path) -> str:
         httpd.shutdown()
 
 
-def test_all_that_mim_does(mim, server, shapes, tmp_path):
+def test_where_there_is_no_openmmlab(local, tmp_path):
+    """Only torch, without which mim installs nothing."""
+    mim = Mim(tmp_path / 'venv', hosts=False)
+    before = mim.packages()
+    mim('install', *local)
+    assert mim.packages() == before
+    done = subprocess.run([mim.python, '-c', 'import pvt_mm'], capture_output=True, text=True)
+    assert 'pvt_mm needs mmengine, which is not installed: ' in done.stderr.splitlines()[-1]
+
+
+def test_all_that_mim_does(mim, local, tree, server, shapes, tmp_path):
     """With a wheel, without a checkout; and then with a checkout in its place."""
-    tree = copy_tree(tmp_path / 'tree')
-    options = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '-w', tmp_path]
-    mim.run(sys.executable, '-m', 'pip', 'wheel', '--quiet', tree, *options)
-    local = ['--no-index', '--find-links', tmp_path, '--force-reinstall', 'pvt-mmlab']
     before = mim.packages()
     mim.pip('install', *local)
     assert (mim.site / 'pvt_mm/pvt.py').is_file()
