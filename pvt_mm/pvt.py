@@ -539,6 +539,11 @@ class _Pyramid(BaseModule):
             if part['type'] == 'Pretrained':
                 load_pretrained(self, **{k: v for k, v in part.items() if k != 'type'})
 
+    def _dump_init_info(self) -> None:
+        """Nothing. Of a backbone alone, outside of a detector, mmengine would log three lines for
+        each parameter, to say that nobody has initialised it: what is done here it does not see.
+        """
+
     def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
