@@ -67,13 +67,17 @@ def is_autocast_on_cpu() -> bool:
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution, as one matrix product if its patches do not overlap.
+    """The convolution, on a CPU as one matrix product if its patches do not overlap.
 
-    Its backward pass is several times as fast as a convolution's on a CPU.
+    Its backward pass is several times as fast as a convolution's. Without one a convolution is
+    faster, which takes tokens as they lie if its weight is channels-last as well.
     """
     side = conv.stride[0]
     if conv.kernel_size != conv.stride or not is_eager_on_cpu(x):
         return conv(x)
+    if not torch.is_grad_enabled():
+        weight = conv.weight.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, conv.bias, conv.stride)
     h, w = x.shape[2] // side, x.shape[3] // side
     x = x.permute(0, 2, 3, 1)[:, : h * side, : w * side]
     patches = x.unflatten(2, (w, side)).unflatten(1, (h, side)).transpose(2, 3)
