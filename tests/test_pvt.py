@@ -305,6 +305,14 @@ def test_depthwise_convolutions_take_tokens_as_they_lie():
     assert mlp.dwconv(pvt.to_map(tokens, (64, 64))).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_reductions_without_gradients_take_tokens_as_they_lie():
+    """With a plain weight the tokens are copied to NCHW and back."""
+    tokens = torch.randn(1, 64 * 64, 16)
+    with torch.no_grad():
+        reduced = pvt.convolve(nn.Conv2d(16, 16, 4, 4), pvt.to_map(tokens, (64, 64)))
+    assert reduced.is_contiguous(memory_format=torch.channels_last)
+
+
 # --- what a CPU does otherwise ------------------------------------------------------------------
 
 
