@@ -59,11 +59,13 @@ def is_eager_on_cpu(x: Tensor) -> bool:
     return x.device.type == 'cpu' and not traced
 
 
-def is_autocast_on_cpu() -> bool:
-    """Whether ``torch.autocast`` chooses the dtypes of what runs on a CPU."""
-    if hasattr(torch.amp, 'is_autocast_available'):  # torch 2.4, which deprecates the other name
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()
+def cpu_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a linear layer on a CPU computes in: of ``x``, or of ``torch.autocast``."""
+    if x.dtype == torch.float64:  # which autocast leaves alone
+        return x.dtype
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4, which deprecates the other names
+        return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -224,15 +226,17 @@ class PartedMlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, b1, w2, *kept = ctx.saved_tensors
-        grad_w1, grad_b1, grad_w2 = (torch.zeros_like(w) for w in (w1, b1, w2))
+        # Sums of many parts, which bfloat16 is too coarse for.
+        dtype = torch.promote_types(w1.dtype, torch.float32)
+        grad_w1, grad_b1, grad_w2 = (torch.zeros_like(w, dtype=dtype) for w in (w1, b1, w2))
         grad_x = torch.empty_like(x)
         parts = zip(split(x), split(grad), split(grad_x), strict=True)
         for i, (part, grad_part, grad_x_part) in enumerate(parts):
             hidden = kept[i] if kept else multiply(part, w1, b1)
-            grad_w2.addmm_(grad_part.t(), F.gelu(hidden))
+            grad_w2 += grad_part.t() @ F.gelu(hidden)
             grad_hidden = multiply(grad_part, w2.t())
             grad_hidden = torch.ops.aten.gelu_backward(grad_hidden, hidden)
-            grad_w1.addmm_(grad_hidden.t(), part)
+            grad_w1 += grad_hidden.t() @ part
             grad_b1 += grad_hidden.sum(0)
             grad_x_part.copy_(multiply(grad_hidden, w1.t()))
         return grad_x, grad_w1, grad_b1, grad_w2, grad.sum(0), None
@@ -252,11 +256,12 @@ class Mlp(nn.Module):
         if not (is_eager_on_cpu(x) and self.is_plain()):
             return self.run(x)
         tokens = x.flatten(0, 1)
-        if (self.training and self.drop.p > 0) or is_autocast_on_cpu():
+        if self.training and self.drop.p > 0:
             return torch.cat([self.rerun(part) for part in split(tokens)]).view_as(x)
         keep = torch.is_grad_enabled() and x.shape[2] > CHEAP_DIMS
-        y = PartedMlp.apply(tokens, fc1.weight, fc1.bias, fc2.weight, fc2.bias, keep)
-        return y.view_as(x)
+        dtype = cpu_dtype(x)
+        args = (tokens, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return PartedMlp.apply(*(arg.to(dtype) for arg in args), keep).view_as(x)
 
     def is_plain(self) -> bool:
         return is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)

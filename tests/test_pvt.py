@@ -399,6 +399,31 @@ def test_gradients_of_an_mlp_in_float32(cheap_dims, monkeypatch):
         assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize('cheap_dims', [0, 1000])
+def test_gradients_of_an_mlp_under_autocast(cheap_dims, monkeypatch):
+    """Sums of many parts, and as exact as one product: in bfloat16 sums would stop at 256."""
+    monkeypatch.setattr(pvt, 'CHEAP_DIMS', cheap_dims)
+    monkeypatch.setattr(pvt, 'PART', 1)
+    mlp, x = pvt.Mlp(24, 72), torch.rand(1, 40 * 40, 24, requires_grad=True)
+    exact, exact_x = copy.deepcopy(mlp).double(), x.detach().double().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        y = mlp(x, (40, 40))
+    y.float().sum().backward()
+    exact.run(exact_x).sum().backward()
+    for a, b in zip([x, *mlp.parameters()], [exact_x, *exact.parameters()], strict=True):
+        assert a.grad.dtype == torch.float32
+        assert (a.grad.double() - b.grad).norm() < 0.01 * b.grad.norm()
+
+
+def test_autocast_keeps_an_mlp_in_its_dtype():
+    mlp = pvt.Mlp(128, 256)
+    with torch.autocast('cpu', torch.bfloat16):
+        saved = saved_for_backward(mlp, torch.randn(1, 64 * 64, 128), (64, 64))
+    assert {t.dtype for t in saved} == {torch.bfloat16}
+    weights = 2 * 128 * 256 + 256  # in bfloat16 they are not the parameters
+    assert sum(t.numel() for t in saved) == 64 * 64 * (128 + 256) + weights
+
+
 SIGNALS = """
 import signal, time, torch
 from pvt_mm import pvt
