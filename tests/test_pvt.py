@@ -384,13 +384,18 @@ def test_a_wide_hidden_layer_is_kept_once():
     assert sum(t.numel() for t in saved) == 64 * 64 * (128 + 256)
 
 
+def in_float64(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """Copies of both, to compare gradients with."""
+    return copy.deepcopy(model).double(), x.detach().double().requires_grad_()
+
+
 @pytest.mark.parametrize('cheap_dims', [0, 1000])
 def test_gradients_of_an_mlp_in_float32(cheap_dims, monkeypatch):
     """oneDNN's products, which float64 has not, against autograd in float64."""
     monkeypatch.setattr(pvt, 'CHEAP_DIMS', cheap_dims)
     monkeypatch.setattr(pvt, 'PART', 100)
     mlp, x = pvt.Mlp(24, 72), torch.randn(2, 7 * 19, 24, requires_grad=True)
-    exact, exact_x = copy.deepcopy(mlp).double(), x.detach().double().requires_grad_()
+    exact, exact_x = in_float64(mlp, x)
     y, exact_y = mlp(x, (7, 19)), exact.run(exact_x)
     weights = torch.randn_like(y)  # a gradient that differs from token to token
     found = torch.autograd.grad((y * weights).sum(), [x, *mlp.parameters()])
@@ -405,7 +410,7 @@ def test_gradients_of_an_mlp_under_autocast(cheap_dims, monkeypatch):
     monkeypatch.setattr(pvt, 'CHEAP_DIMS', cheap_dims)
     monkeypatch.setattr(pvt, 'PART', 1)
     mlp, x = pvt.Mlp(24, 72), torch.rand(1, 40 * 40, 24, requires_grad=True)
-    exact, exact_x = copy.deepcopy(mlp).double(), x.detach().double().requires_grad_()
+    exact, exact_x = in_float64(mlp, x)
     with torch.autocast('cpu', torch.bfloat16):
         y = mlp(x, (40, 40))
     y.float().sum().backward()
