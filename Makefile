@@ -11,6 +11,8 @@ override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 EMPTY :=
 export STACK TORCH
 STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
+# Apart from the other packages, since the hosts would import them in every process; torchao needs the pinned torch.
+PEERS := $(if $(TORCH),,$(subst $(EMPTY) ,\ ,$(VENV))/peers/.stamp)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -20,7 +22,7 @@ help:  ## this list
 demo: $(STAMP)  ## set up on first use, then run the demonstration
 	"$(VENV)/bin/python" tools/demo.py $(ARGS)
 
-test: $(STAMP)  ## the whole test suite
+test: $(STAMP) $(PEERS)  ## the whole test suite
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
@@ -29,12 +31,16 @@ lint: $(STAMP)  ## ruff: rules and format
 
 setup: $(STAMP)  ## only set up
 
-$(STAMP): requirements/common.txt $(wildcard requirements/$(STACK).txt) tools/setup_venv.sh setup.py pyproject.toml
-	@bash tools/setup_venv.sh "$(VENV)" "$(PYTHON)"
+$(STAMP): requirements/common.txt $(wildcard requirements/$(STACK).txt) dev/setup_venv.sh setup.py pyproject.toml
+	@bash dev/setup_venv.sh "$(VENV)" "$(PYTHON)"
+	@touch "$@"
+
+$(PEERS): requirements/peers.txt | $(STAMP)
+	"$(VENV)/bin/python" -m pip install -q --no-deps --upgrade --target "$(VENV)/peers" -r requirements/peers.txt
 	@touch "$@"
 
 clean:  ## remove the environment and build leftovers; keeps results and the cached mmcv wheel
 	rm -rf "$(VENV)" build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
-	find configs pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
+	find benchmarks configs dev pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
 
 .PHONY: help demo test lint setup clean

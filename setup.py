@@ -1,4 +1,4 @@
-"""Package pvt_mm; its configs and tools travel inside it as pvt_mm/.mim, where mim looks."""
+"""Package pvt_mm. Its configs and tools are installed as pvt_mm/.mim, where mim expects them."""
 
 import re
 import shutil
@@ -13,13 +13,13 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 
 
 class BuildPyWithMim(build_py):
-    """Adds .mim: copies to a build, links to an editable checkout."""
+    """Adds .mim: copies in a build, links in an editable checkout."""
 
     def run(self) -> None:
         package = (ROOT if self.editable_mode else Path(self.build_lib)) / 'pvt_mm'
         mim = package / '.mim'
-        # From nothing each time, since a build folder keeps what has been deleted or renamed. No
-        # more than .mim: with `--build-lib .` the folder around it holds the sources.
+        # Written again: a build folder keeps files that have been deleted or renamed since. Only
+        # .mim is removed: with `--build-lib .` its parent holds the sources.
         shutil.rmtree(mim, ignore_errors=True)
         super().run()
         mim.mkdir(parents=True)
@@ -34,7 +34,7 @@ class BuildPyWithMim(build_py):
 
 
 setup(
-    # mim takes the first file of an installed package for its folder: this name must sort after
+    # mim derives the folder of a package from the first of its files: this name must sort after
     # 'pvt_mm/', and there must be no console script, which would sort before it.
     name='pvt-mmlab',
     version=VERSION,
@@ -54,10 +54,10 @@ setup(
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
-    # Nothing, so that installing this never replaces the torch, mmcv, mmdet or mmseg that is there.
+    # None, so that installing this package never replaces an installed torch, mmcv, mmdet or mmseg.
     install_requires=[],
-    # Alternatives for an empty environment, never together; mmcv is in neither, since pip would
-    # build it without its operators (see tools/setup_venv.sh).
+    # Two alternatives for an empty environment. Neither has mmcv: pip would build it without its
+    # operators (see dev/setup_venv.sh).
     extras_require={
         'onedl': [
             'torch>=2.1',

@@ -3,10 +3,13 @@
 import email
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -15,9 +18,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import pvt_mm
-from pvt_mm.stack import MMCV
+from pvt_mm.environment import MMCV
 
-ROOT = Path(__file__).parents[1]
+from .conftest import ROOT, import_tool
+
 MIM = ('configs', 'tools', 'model-index.yml')
 # Of a checkout only, no use to who has the sdist.
 NOT_IN_SDIST = ('.github/', '.gitignore', '.pre-commit-config.yaml')
@@ -114,7 +118,9 @@ def test_configs_and_tools_are_in_the_wheel_as_they_are(wheel, tree):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel, tree, info):
     assert {name.split('/')[0] for name in wheel} == {'pvt_mm', info}
     modules = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
-    assert modules == {p.name: p.read_bytes() for p in (tree / 'pvt_mm').glob('*.py')}
+    package = tree / 'pvt_mm'
+    paths = package.rglob('*.py')
+    assert modules == {p.relative_to(package).as_posix(): p.read_bytes() for p in paths}
     # A script would be listed before the package in RECORD, where mim looks for its folder.
     assert f'{info}/entry_points.txt' not in wheel
 
@@ -190,7 +196,7 @@ def test_an_editable_checkout_links_to_its_own_files(name):
     assert (ROOT / 'pvt_mm/.mim' / name).resolve() == ROOT.resolve() / name
 
 
-# --- what tools/setup_venv.sh refuses before it starts ------------------------------------------
+# --- what dev/setup_venv.sh refuses before it starts --------------------------------------------
 
 PROGRAMS = ('awk', 'basename', 'df', 'dirname', 'find', 'grep', 'head', 'mkdir', 'rm', 'sed')
 
@@ -222,13 +228,13 @@ def bin_folder(tmp_path) -> Path:
         ('python3.12', {}, "found no 'python3.12' on PATH; install Python 3.10 to 3.13, "),
         (None, {}, "found no 'python3' on PATH; "),
         ('good', {'MIN_FREE_GB': '999999999'}, r'\d+ GB free for .* needs 999999999 GB; make room'),
-        ('good', {}, r"'c\+\+' is no working C\+\+17 compiler, .*apt install g\+\+.*CXX"),
-        ('good', {'CXX': 'my-c++'}, r"'my-c\+\+' is no working C\+\+17 compiler, "),
+        ('good', {}, r"'c\+\+' is not a working C\+\+17 compiler, .*apt install g\+\+.*CXX"),
+        ('good', {'CXX': 'my-c++'}, r"'my-c\+\+' is not a working C\+\+17 compiler, "),
     ],
 )
 def test_setup_refuses_in_one_sentence(interpreter, variables, message, bin_folder, tmp_path):
     venv = tmp_path / 'new folder' / 'venv'
-    command = [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', venv, interpreter]
+    command = [shutil.which('bash'), ROOT / 'dev/setup_venv.sh', venv, interpreter]
     done = subprocess.run(
         [str(word) for word in command if word],
         # An empty cache, so that the compiler is needed.
@@ -249,7 +255,7 @@ def test_setup_never_puts_a_stack_over_the_other(stack, other, bin_folder, tmp_p
     info = tmp_path / f'venv/lib/python3.11/site-packages/{other}.dist-info'
     info.mkdir(parents=True)
     done = subprocess.run(
-        [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', tmp_path / 'venv', 'good'],
+        [shutil.which('bash'), ROOT / 'dev/setup_venv.sh', tmp_path / 'venv', 'good'],
         env={'PATH': str(bin_folder), 'STACK': stack},
         **dict(capture_output=True, text=True, timeout=30),
     )
@@ -277,8 +283,198 @@ def test_what_is_tested_is_what_is_asked_for(extra, mmcv):
 @pytest.mark.parametrize('variables', [{}, {'HOME': '/'}], ids=['no home', 'home'])
 def test_setup_needs_no_home(variables, bin_folder, tmp_path):
     done = subprocess.run(
-        [shutil.which('bash'), ROOT / 'tools/setup_venv.sh', tmp_path / 'venv', 'old'],
+        [shutil.which('bash'), ROOT / 'dev/setup_venv.sh', tmp_path / 'venv', 'old'],
         env={'PATH': str(bin_folder)} | variables,
         **dict(capture_output=True, text=True, timeout=30),
     )
     assert done.stderr.startswith("setup_venv: 'old' is Python 3.9, ")
+
+
+# --- how dev/setup_venv.sh compiles mmcv, with a Python that only pretends ----------------------
+
+# It logs what pip is told to compile. Where BROKEN is set, joined sources do not compile. It waits
+# at the step that WAIT_AT names, and so does a compiler that it started.
+FAKE_PYTHON = """#!{python}
+import os, subprocess, sys, tarfile, tempfile, time
+from pathlib import Path
+
+here = Path(__file__).parent
+arguments, line = sys.argv[1:], ' '.join(sys.argv[1:])
+
+
+def wait_at(word):
+    if os.environ.get('WAIT_AT') == word:
+        tempfile.mkdtemp()
+        subprocess.Popen(['sleep', '60'], close_fds=False)
+        (here / 'waits').touch()
+        time.sleep(60)
+
+
+if arguments[0] == '-':
+    print('mmcv-cpu')  # the folder in the cache
+elif 'cp%d%d' in line:
+    print('cp311')
+elif 'version_info' in line:
+    print('3.11')
+elif 'get_config_var("CFLAGS")' in line:
+    print('-O3')
+elif 'get_path' in line:
+    print(here)  # of Python.h
+elif 'mmcv.ops' in line:
+    sys.exit(not (here / 'installed').exists())
+elif line.startswith('-m pip') and 'download' in arguments:
+    folder = Path(arguments[arguments.index('-d') + 1])
+    folder.mkdir()
+    wait_at('download')
+    with tarfile.open(folder / 'onedl_mmcv-2.3.6.tar.gz', 'w:gz') as archive:
+        archive.add(here / 'mmcv', 'onedl_mmcv-2.3.6/mmcv')
+elif line.startswith('-m pip wheel'):
+    source = Path(arguments[-1])
+    names = sorted(path.name for path in source.rglob('*.cpp'))
+    with open(here / 'compiled', 'a') as log:
+        print(source.name, os.environ['CFLAGS'], *names, file=log)
+    wait_at('wheel')
+    if source.is_dir() and 'BROKEN' in os.environ:
+        sys.exit('nms.cpp:1:1: error: redefinition')
+    folder = Path(arguments[arguments.index('-w') + 1])
+    folder.mkdir()
+    (folder / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl').write_text('')
+elif line.startswith('-m pip') and line.endswith('.whl'):
+    wait_at('install')
+    (here / 'installed').touch()
+elif 'tarfile' in line or 'join_mmcv.py' in line:
+    os.execv(sys.executable, [sys.executable, *arguments])
+"""
+
+
+@pytest.fixture
+def pretended(tmp_path) -> Path:
+    """A virtual environment that lacks mmcv, beside an empty folder for temporary files."""
+    folder = tmp_path / 'venv/bin'
+    sources = folder / 'mmcv/ops/csrc/pytorch'
+    (sources / 'cpu').mkdir(parents=True)
+    for name in ('nms.cpp', 'pybind.cpp', 'cpu/nms.cpp'):
+        (sources / name).write_text('')
+    (folder / 'Python.h').write_text('')
+    for name, script in (
+        ('python', FAKE_PYTHON.replace('{python}', sys.executable)),
+        ('c++', '#!/bin/sh\ncat >/dev/null\n'),
+    ):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    (tmp_path / 'temporary').mkdir()
+    return tmp_path / 'venv'
+
+
+def start_setup(pretended: Path, fd: int = 2, **variables: str) -> subprocess.Popen:
+    """The script in the background, with a file descriptor that all its processes inherit."""
+    environment = {
+        'PATH': os.environ['PATH'],
+        'TMPDIR': str(pretended.parent / 'temporary'),
+        'XDG_CACHE_HOME': str(pretended.parent / 'cache'),
+        'CXX': str(pretended / 'bin/c++'),
+        'MAX_JOBS': '1',
+        'MIN_FREE_GB': '0',
+    }
+    return subprocess.Popen(
+        [shutil.which('bash'), str(ROOT / 'dev/setup_venv.sh'), str(pretended)],
+        **dict(env=environment | variables, text=True, start_new_session=True),
+        pass_fds=[fd],
+        **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+    )
+
+
+def left(folder: Path) -> list[str]:
+    """Names of the files in a folder, and of folders without any."""
+    return [path.name for path in folder.rglob('*') if path.is_file() or not any(path.iterdir())]
+
+
+WHEEL = 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl'
+JOINED = 'onedl_mmcv-2.3.6 {} -g0 joined_1.cpp joined_2.cpp joined_3.cpp joined_4.cpp'
+AS_THEY_ARE = 'onedl_mmcv-2.3.6.tar.gz {} -g0'
+
+
+@pytest.mark.parametrize(
+    ('variables', 'compiled'),
+    [
+        # CFLAGS takes the place of Python's flags, which hold the one that optimizes.
+        ({}, [JOINED.format('-O3')]),
+        ({'CFLAGS': '-O1'}, [JOINED.format('-O1')]),
+        ({'BROKEN': '1'}, [JOINED.format('-O3'), AS_THEY_ARE.format('-O3')]),
+    ],
+    ids=['joined', 'flags', 'broken'],
+)
+def test_setup_compiles_joined_sources_and_else_those_there_are(variables, compiled, pretended):
+    output, errors = (setup := start_setup(pretended, **variables)).communicate(timeout=60)
+    assert (setup.returncode, errors) == (0, '')
+    said = re.findall('the joined sources do not compile.*', output)
+    assert len(said) == len(compiled) - 1
+    assert (pretended / 'bin/compiled').read_text().splitlines() == compiled
+    assert left(pretended.parent / 'cache') == [WHEEL]
+    assert left(pretended.parent / 'temporary') == []
+
+
+@pytest.mark.parametrize('step', ['download', 'wheel', 'install'])
+def test_setup_stopped_anywhere_leaves_nothing_behind_and_continues(step, pretended):
+    read_end, write_end = os.pipe()
+    setup = start_setup(pretended, write_end, WAIT_AT=step)
+    os.close(write_end)
+    deadline = time.monotonic() + 30
+    while not (pretended / 'bin/waits').exists():
+        assert setup.poll() is None and time.monotonic() < deadline, setup.communicate()
+        time.sleep(0.05)
+    assert left(pretended.parent / 'temporary')
+    os.killpg(setup.pid, signal.SIGINT)  # as a terminal does
+    _, errors = setup.communicate(timeout=30)
+    assert setup.returncode == 1
+    assert errors == '\nsetup_venv: interrupted; the same command continues from here\n'
+    assert left(pretended.parent / 'temporary') == []
+    assert left(pretended.parent / 'cache') == ([WHEEL] if step == 'install' else [])
+    assert select.select([read_end], [], [], 5)[0], 'the compiler still runs'
+    os.close(read_end)
+
+    output, errors = (setup := start_setup(pretended)).communicate(timeout=60)
+    assert (setup.returncode, errors) == (0, '')
+    assert ('compiling its operators' in output) == (step != 'install')
+
+
+# --- dev/join_mmcv.py -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def join_mmcv():
+    return import_tool('dev/join_mmcv')
+
+
+def test_every_source_is_included_once(join_mmcv, tmp_path):
+    """Those of a newer mmcv as well, and none that an older one lacks."""
+    root = tmp_path / join_mmcv.SOURCES
+    sources = {'pybind.cpp', 'nms.cpp', 'new.cpp', 'info.cpp', 'cpu/nms.cpp', 'cpu/psamask.cpp'}
+    others = {'cuda/cudabind.cpp', 'cuda/nms.cu', 'cpu/nms.h'}
+    for name in sources | others:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    join_mmcv.join(tmp_path)
+    units = sorted(root.glob('*.cpp'))
+    assert [unit.name for unit in units] == [f'joined_{i}.cpp' for i in (1, 2, 3, 4)]
+    included = [n for unit in units for n in re.findall('#include "(.*)"', unit.read_text())]
+    assert sorted(included) == sorted(name.replace('.cpp', '.inc') for name in sources)
+    assert {(root / name).read_text() for name in included} == sources
+    after = {path.relative_to(root).as_posix() for path in root.rglob('*') if path.is_file()}
+    assert after == {*included, *(unit.name for unit in units), *others}
+
+
+def test_sources_that_change_the_next_end_a_unit(join_mmcv):
+    names = [f'cpu/{i}.cpp' for i in range(9)]
+    names += [name for first, last in join_mmcv.UNITS for name in (first, *last)]
+    units = join_mmcv.plan(names)
+    assert sorted(name for unit in units for name in unit) == sorted(names)
+    for unit, (first, last) in zip(units, join_mmcv.UNITS, strict=True):
+        assert unit[0] == first
+        assert unit[-len(last) :] == last
+        assert len(unit) > 1 + len(last)
+
+
+def test_join_refuses_a_folder_without_the_sources(join_mmcv, tmp_path):
+    with pytest.raises(SystemExit, match=r'found no mmcv/ops/csrc/pytorch/pybind\.cpp in '):
+        join_mmcv.join(tmp_path)

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Create or complete a virtual environment with one of the stacks in requirements/ and this project (editable).
+# Create a virtual environment with one of the stacks in requirements/ and this project (editable), or complete one.
 #
-#   tools/setup_venv.sh VENV [PYTHON]      PYTHON (default python3) is only used to create VENV
+#   dev/setup_venv.sh VENV [PYTHON]      PYTHON (default python3) only creates VENV
 #
-# STACK=onedl, the maintained forks, is the default, STACK=upstream the other; TORCH=2.1.2 puts another torch in the
-# place of the pinned one.
-# Safe to interrupt and to run again: what is there is kept, what is half there is redone. mmcv's operators are
-# compiled from source, once per mmcv, torch, Python and GPU kind: the wheel is kept in the user's cache folder.
-# A GPU that torch sees gets CUDA operators, which takes nvcc; CUDA_VISIBLE_DEVICES='' asks for CPU ones.
-# Other variables: MAX_JOBS (compilers at a time), MIN_FREE_GB (disk asked for, 6), CXX, CUDA_HOME, XDG_CACHE_HOME,
-# and to compile where there is no GPU, as on a login node: FORCE_CUDA=1 with TORCH_CUDA_ARCH_LIST.
+# STACK=onedl (default) installs the maintained forks, STACK=upstream the originals. TORCH=2.1.2 installs that torch
+# and not the pinned one.
+# You can interrupt the script at any time and run it again: it keeps what is there and redoes what is half there.
+# It compiles mmcv's operators once per mmcv, torch, Python and GPU kind, and keeps the wheel in the user's cache
+# folder. dev/join_mmcv.py joins their sources first: they then compile in a minute, not in twenty.
+# If torch sees a GPU, the operators are compiled for it too, which takes nvcc. CUDA_VISIBLE_DEVICES='' avoids that;
+# FORCE_CUDA=1 with TORCH_CUDA_ARCH_LIST compiles for a GPU that is not there, as on a login node.
+# Other variables: MAX_JOBS (compilers at a time), MIN_FREE_GB (free disk to insist on, 6), CXX, CFLAGS (in place of
+# Python's own), CUDA_HOME, TMPDIR, XDG_CACHE_HOME.
 set -euo pipefail
 
-[ $# -ge 1 ] || { echo 'usage: tools/setup_venv.sh VENV [PYTHON]' >&2; exit 2; }
+[ $# -ge 1 ] || { echo 'usage: dev/setup_venv.sh VENV [PYTHON]' >&2; exit 2; }
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 VENV=$1
 PYTHON=${2:-python3}
@@ -21,7 +23,7 @@ LOG=$VENV/setup.log
 MIN_FREE_GB=${MIN_FREE_GB:-6}
 STACK=${STACK:-onedl}
 REQUIREMENTS=$ROOT/requirements/$STACK.txt
-CHILD='' WORK=''
+STARTED='' WORK='' PART=''
 
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup_venv: %s\n' "$*" >&2; exit 1; }
@@ -30,47 +32,56 @@ case $STACK in
     upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation' OTHER=onedl_mmengine ;;
     *) fail "STACK=$STACK, expected onedl or upstream" ;;
 esac
-# transformers, of which a few tests make use, is for today's torch and breaks mmdet's import with one of before.
+# A few tests use transformers. With an older torch it breaks the import of mmdet, so it is left out then.
 pins() {
     sed -e '/^-r /d' ${TORCH:+-e "s/^torch==.*/torch==$TORCH/" -e '/^transformers==/d'} \
         "$ROOT/requirements/common.txt" "$REQUIREMENTS"
 }
 pinned() { pins | sed -n "s/^$1==\([^ ;]*\).*/\1/p"; }
 
-# Whatever ends the script ends the compilers too, and leaves no files in the temporary folder.
+# However the script ends, it ends the compilers and removes its temporary files. A second Ctrl-C does not stop that.
 stop() {
-    if [ -n "$CHILD" ]; then
-        kill -TERM -- "-$CHILD" 2>/dev/null || true
-        wait "$CHILD" 2>/dev/null || true
+    local signal
+    trap '' INT TERM HUP
+    if [ -n "$STARTED" ] && [ -n "${!:-}" ]; then
+        for signal in INT TERM KILL; do  # after INT pip removes what it has left in its cache
+            kill "-$signal" -- "-$!" 2>/dev/null || break
+            for _ in {1..20}; do
+                kill -0 -- "-$!" 2>/dev/null || break 2  # none of the group is left
+                sleep 0.1
+            done
+        done
     fi
+    if [ -n "$PART" ]; then rm -f "$PART"; fi
     if [ -n "$WORK" ]; then rm -rf "$WORK"; fi
 }
 trap stop EXIT
-trap 'echo >&2; fail "interrupted; the same command continues from here"' INT TERM HUP
+trap 'trap "" INT TERM HUP; echo >&2; fail "interrupted; the same command continues from here"' INT TERM HUP
 
-# Start a command with its output in the log, as a process group of its own (set -m) that `stop` can end whole.
+# Start a command with its output in the log. It gets its own process group (set -m), which `stop` ends as a whole.
+# STARTED is set before the process exists: a signal may come between any two commands.
 start() {
     echo "+ $*" >>"$LOG"
     set -m
+    STARTED=1
     "$@" </dev/null >>"$LOG" 2>&1 &
-    CHILD=$!
     set +m
 }
-finish() { local status=0; wait "$CHILD" || status=$?; CHILD=; return "$status"; }
+finish() { local status=0; wait "$!" || status=$?; STARTED=; return "$status"; }
 run() { start "$@"; finish; }
 
-# The same, but a failure ends the script: first errors and end of the log, then one sentence.
+# Run a command, and if it fails, end the script: print the first errors, the end of the log and one sentence.
 must() {
     local what=$1; shift
     run "$@" || log_fail "$what"
 }
 log_fail() {
     { grep -E -m 5 '(^|[ :])(fatal )?error: |^ERROR: ' "$LOG" || true; echo ...; tail -n 15 "$LOG"; } >&2
-    fail "$1 failed, see the lines above and $LOG; once cured, run the same command again: it continues."
+    fail "$1 failed; see the lines above and $LOG, then run the same command again: it continues from here"
 }
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
-# --- what would otherwise go wrong after minutes ---------------------------------------------------------------------
+# --- checks, before anything is installed -----------------------------------------------------------------------------
 
 check_python() {
     local python=$1 hint=$2 version last=3.13
@@ -79,7 +90,7 @@ check_python() {
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         fail "'$python' does not run; $hint"
     case $version in
-        3.1[0-2] | "$last") ;;  # below, torch has no build; above, numpy $(pinned numpy) has none
+        3.1[0-2] | "$last") ;;  # the pinned torch has no build for older ones, the pinned numpy none for newer ones
         *) fail "'$python' is Python $version, and the pinned packages exist for Python 3.10 to $last; $hint" ;;
     esac
 }
@@ -93,11 +104,11 @@ check_venv_module() {
 check_compiler() {
     local python=$1 include
     echo '#include <optional>' | "${CXX:-c++}" -std=c++17 -fsyntax-only -x c++ - 2>/dev/null ||
-        fail "'${CXX:-c++}' is no working C++17 compiler, and mmcv's operators are compiled from source; install one" \
+        fail "'${CXX:-c++}' is not a working C++17 compiler, and mmcv's operators have to be compiled; install one" \
              "(Debian, Ubuntu: apt install g++) or name one in CXX"
     include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ -f "$include/Python.h" ] ||
-        fail "found no $include/Python.h, which compiling mmcv's operators needs; install Python's headers" \
+        fail "found no $include/Python.h, and mmcv's operators do not compile without it; install Python's headers" \
              "(Debian, Ubuntu: apt install python3-dev, of the same Python version)"
 }
 
@@ -122,18 +133,18 @@ elif CUDA_HOME is None:
 else:
     found = re.search(r'release (\S+),', subprocess.check_output([f'{CUDA_HOME}/bin/nvcc', '-V'], text=True))[1]
     if found.split('.')[0] != want.split('.')[0]:
-        print(f'the nvcc in {CUDA_HOME} is of CUDA {found}, torch of CUDA {want}')
+        print(f'the nvcc in {CUDA_HOME} is for CUDA {found}, torch for CUDA {want}')
 EOF
     ) || problem="the CUDA compiler's version cannot be read (see $LOG)"
     [ -z "$problem" ] ||
         fail "mmcv's operators cannot be compiled for the GPU: $problem; install the CUDA toolkit of torch's version and" \
-             "set CUDA_HOME, or take operators for the CPU: CUDA_VISIBLE_DEVICES='' make demo"
+             "set CUDA_HOME, or compile them for the CPU only: CUDA_VISIBLE_DEVICES='' make demo"
 }
 
-# --- the parts -------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
-# A venv without working pip was interrupted while it was made; no work is lost with it. A folder with other files
-# in it was meant for something else and is never removed.
+# An environment without a working pip was interrupted while it was made, and nothing is lost with it. A folder with
+# other files is meant for something else: the script never removes it.
 make_venv() {
     if [ -d "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(find "$VENV" -type f ! -name setup.log | head -n 1)" ]; then
         fail "$VENV holds files but is no virtual environment (no pyvenv.cfg); name another folder or empty this one"
@@ -143,7 +154,7 @@ make_venv() {
     must "creating $VENV" "$PYTHON" -m venv "$VENV"
 }
 
-# pip writes INSTALLER and RECORD last: a package without them was interrupted, yet pip would call it installed.
+# pip writes INSTALLER and RECORD last. A package without them is half installed, and pip would not notice.
 forget_half_installed() {
     local info
     for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
@@ -153,10 +164,10 @@ forget_half_installed() {
             rm -rf "$info"
         fi
     done
-    rm -rf "$VENV"/lib/python3*/site-packages/~*  # what pip was about to replace
+    rm -rf "$VENV"/lib/python3*/site-packages/~*  # pip was replacing these
 }
 
-# Where a compiled mmcv belongs: anything in this name that differs makes the binary useless or, worse, nearly right.
+# The folder of a compiled mmcv in the cache. A wheel for another of these would not work, or work wrongly.
 wheel_folder() {
     "$VENV/bin/python" - "$(pinned "$MMCV")" 2>>"$LOG" <<'EOF'
 import os, re, sys, sysconfig, torch
@@ -170,7 +181,7 @@ print(f'mmcv{sys.argv[1]}-torch{torch.__version__}-{python}-{sysconfig.get_platf
 EOF
 }
 
-# The operators have to answer, since mmcv installs and imports without them.
+# Call an operator: mmcv installs and imports without the compiled ones, too.
 check_ops() {
     run "$VENV/bin/python" -c "
 import importlib.metadata, os, torch
@@ -186,45 +197,65 @@ for device in ['cpu', 'cuda'] if gpu else ['cpu']:
 "
 }
 
-# Ninja's counter, as one line on a terminal and as a line every ten files elsewhere.
+# Show ninja's counter, as it stands after a line of the log: in place on a terminal, elsewhere line by line.
 show_progress() {
-    local begin=$SECONDS count shown=0
-    while kill -0 "$CHILD" 2>/dev/null; do
+    local first=$1 begin=$SECONDS count tenth shown=0
+    while kill -0 "$!" 2>/dev/null; do
         sleep 1
-        count=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$LOG" | tail -n 1 | tr -d ' []') || continue
+        count=$(tail -n "+$first" "$LOG" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -n 1 | tr -d ' []') || continue
+        tenth=$((10 * ${count%/*} / ${count#*/}))
         if [ -t 1 ]; then
             printf '\r        mmcv ops %s, %d s ' "$count" $((SECONDS - begin))
-        elif [ $((${count%/*} / 10)) -ne "$shown" ]; then
-            shown=$((${count%/*} / 10))
+        elif [ "$tenth" -ne "$shown" ]; then
             printf '        mmcv ops %s, %d s\n' "$count" $((SECONDS - begin))
         fi
+        shown=$tenth
     done
     if [ -t 1 ]; then echo; fi
 }
 
-# The same torch as at run time (no build isolation), no wheel from pip's cache (it may be of another torch).
+# Compile a folder or a source distribution of mmcv into a wheel in $WORK/out. Without build isolation, so that it is
+# compiled for the torch of this environment. CFLAGS takes the place of Python's flags (-O3 among them), so these are
+# passed on; -g0 leaves out the debug symbols, which are 30 MB.
+compile_mmcv() {
+    local source=$1 jobs=$2 flags first
+    flags=${CFLAGS-$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("CFLAGS") or "")')}
+    first=$(($(wc -l <"$LOG") + 1))
+    start env CFLAGS="$flags -g0" MMCV_WITH_OPS=1 MAX_JOBS="$jobs" "$VENV/bin/python" -m pip wheel -v \
+        --disable-pip-version-check --no-input --no-build-isolation --no-cache-dir --no-deps -w "$WORK/out" "$source"
+    show_progress "$first"
+    finish
+}
+
 build_mmcv() {
-    local folder=$1 jobs wheel
+    local folder=$1 version jobs sdist wheel
+    version=$(pinned "$MMCV")
     check_compiler "$VENV/bin/python"
     case $folder in *-cpu) ;; *) check_nvcc; export FORCE_CUDA=1 ;; esac
     # not nproc, which obeys OMP_NUM_THREADS
     jobs=${MAX_JOBS:-$("$VENV/bin/python" -c '
 import os
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')}
-    say "4/6 $MMCV $(pinned "$MMCV"): compiling its operators, $jobs at a time (20 to 40 minutes of one core)"
-    WORK=$(mktemp -d)
-    start env TMPDIR="$WORK" MMCV_WITH_OPS=1 MAX_JOBS="$jobs" "$VENV/bin/python" -m pip wheel -v \
-        --disable-pip-version-check --no-input --no-build-isolation --no-cache-dir --no-deps \
-        -w "$WORK/out" "$MMCV==$(pinned "$MMCV")"
-    show_progress
-    finish || log_fail 'compiling mmcv'
-    # A rename within one folder: another set-up never sees half a wheel.
+    case $folder in
+        *-cpu) say "4/6 $MMCV $version: compiling its operators, $jobs at a time (about a minute)" ;;
+        *) say "4/6 $MMCV $version: compiling its operators and CUDA kernels, $jobs at a time (tens of minutes)" ;;
+    esac
+    must 'downloading mmcv' pip download -q --no-deps --no-build-isolation --no-binary "$MMCV" -d "$WORK/sdist" \
+        "$MMCV==$version"
+    sdist=$(compgen -G "$WORK/sdist/*.tar.gz") || fail "found no source distribution of $MMCV $version, only a wheel"
+    if ! { run "$VENV/bin/python" -m tarfile -e "$sdist" "$WORK/joined" &&
+           run "$VENV/bin/python" "$ROOT/dev/join_mmcv.py" "$WORK"/joined/* &&
+           compile_mmcv "$(compgen -G "$WORK/joined/*")" "$jobs"; }; then
+        say '    the joined sources do not compile (see the log): compiling each as it is, 15 to 30 minutes of one core'
+        compile_mmcv "$sdist" "$jobs" || log_fail 'compiling mmcv'
+    fi
+    # A rename within one folder, so that another set-up never sees half a wheel.
     wheel=$(basename "$WORK"/out/*.whl)
     mkdir -p "$CACHE/$folder"
-    mv "$WORK/out/$wheel" "$CACHE/$folder/.$wheel.$$"
-    mv "$CACHE/$folder/.$wheel.$$" "$CACHE/$folder/$wheel"
-    rm -rf "$WORK"
-    WORK=
+    PART=$CACHE/$folder/.$wheel.$$
+    mv "$WORK/out/$wheel" "$PART"
+    mv "$PART" "$CACHE/$folder/$wheel"
+    PART=
 }
 cached_wheel() { compgen -G "$CACHE/$1/*.whl" | head -n 1 || true; }
 install_wheel() { run pip install -q --no-deps --force-reinstall "$1" && check_ops; }
@@ -240,7 +271,7 @@ install_mmcv() {
     if [ -n "$wheel" ]; then
         say "4/6 $MMCV $(pinned "$MMCV") from $CACHE"
         install_wheel "$wheel" && return
-        say '    its operators do not work here: deleted, compiling it anew'
+        say '    its operators do not work here: deleted the wheel, compiling it again'
         rm -f "$wheel"
     fi
     build_mmcv "$folder"
@@ -257,7 +288,7 @@ if compgen -G "$VENV/lib/python3*/site-packages/$OTHER-*.dist-info" >/dev/null; 
     fail "$VENV holds the other stack (${OTHER/_/-}), and each would overwrite the files of the other; name another" \
          "folder: make STACK=$STACK VENV=..."
 fi
-# The checks that a finished environment or a cached wheel makes needless are left out then.
+# A finished environment or a cached wheel makes some checks needless.
 if pip --version >/dev/null 2>&1; then
     fresh='' python=$VENV/bin/python
     check_python "$python" "remove $VENV or name another folder: make VENV=... demo"
@@ -276,10 +307,15 @@ if ! compgen -G "$VENV/lib/python3*/site-packages/${MMCV/-/_}-$(pinned "$MMCV").
     check_compiler "$python"
 fi
 
+# A folder for all temporary files, those of pip and the compilers too. `stop` knows its name before it exists.
+WORK=$(mktemp -du "${TMPDIR:-/tmp}/pvt_mm-setup.XXXXXXXXXX")
+mkdir -m 700 "$WORK"
+export TMPDIR=$WORK
+
 if [ -n "$fresh" ]; then make_venv; else : >"$LOG"; forget_half_installed; fi
 say "setting up $VENV, details in $LOG"
 
-# Each step takes its versions from the one file, and none may undo another's.
+# Each step takes its versions from one file, so that none replaces what another has installed.
 pins >"$VENV/requirements.txt"
 say '1/6 build tools'
 must 'installing the build tools' pip install -q -c "$VENV/requirements.txt" \
@@ -289,7 +325,8 @@ must 'installing torch' pip install -q -c "$VENV/requirements.txt" torch
 say '3/6 mmengine, mmdetection, mmsegmentation and what they need'
 grep -v "^$MMCV==" "$VENV/requirements.txt" >"$VENV/requirements-prebuilt.txt"
 must 'installing the packages' pip install -q -r "$VENV/requirements-prebuilt.txt"
-# The last of the two OpenCV packages wins their shared files; opencv-python's need libGL, which servers may lack.
+# Two OpenCV packages share their files, and the last one installed wins. opencv-python needs libGL, which servers may
+# lack: then the headless one is installed again.
 run "$VENV/bin/python" -c 'import cv2' || must 'installing OpenCV without libGL' \
     pip install -q --no-deps --force-reinstall "opencv-python-headless==$(pinned opencv-python)"
 must 'importing OpenCV, mmengine and torch' "$VENV/bin/python" -c 'import cv2, mmengine, torch'
