@@ -2,7 +2,7 @@
 
     COCO_ROOT=data/coco python -m benchmarks.amp configs/retinanet/pvt_t_fpn_1x.py --scale 320 192
 
-The Runner's AmpOptimWrapper wants a GPU; this is what it does, by hand, for any device.
+The Runner's AmpOptimWrapper needs a GPU. This script does the same by hand on any device.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DTYPES = dict(float32=None, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 def train(cfg: Config, dtype: str, steps: int, device: str) -> tuple[list[float], float]:
-    """The loss of every step, and the median of the seconds."""
+    """The loss of every step, and the median of the seconds per step."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model).to(device).train()
@@ -59,10 +59,12 @@ def main() -> None:
     parser.add_argument('config')
     parser.add_argument('--steps', type=int, default=50)
     parser.add_argument('--batch', type=int, default=2)
-    parser.add_argument('--scale', type=int, nargs=2, help='of the images; default: the config')
+    parser.add_argument(
+        '--scale', type=int, nargs=2, help='of the images; default: as in the config'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
-    with contextlib.redirect_stdout(sys.stderr):  # what the libraries say
+    with contextlib.redirect_stdout(sys.stderr):  # messages of the libraries
         rows = compare(args)
     print(f'{args.config}, {args.steps} steps of {args.batch} images, {args.device}')
     Console(width=100).print(rows)

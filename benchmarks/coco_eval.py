@@ -1,10 +1,10 @@
-"""Compare faster-coco-eval, which our configs evaluate with, with pycocotools.
+"""Compare faster-coco-eval, which evaluates our configs, with pycocotools.
 
     python -m benchmarks.coco_eval
     python -m benchmarks.coco_eval --images 500 --pairs 3
 
-As many images as COCO's validation set has, with made-up objects, and with detections around them
-of which some are right: what is evaluated has no influence on the time, only how much of it.
+The data are synthetic: as many images as COCO's validation set, with random objects and detections
+around them, some of them right. The time depends on the amount of data, not on its content.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--detections', type=int, default=100, help='per image')
-    parser.add_argument('--pairs', type=int, default=3, help='how often each evaluates')
+    parser.add_argument('--pairs', type=int, default=3, help='evaluations with each library')
     return parser.parse_args()
 
 

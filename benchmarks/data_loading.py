@@ -1,8 +1,8 @@
-"""How many images per second the data loader of a config delivers, under which settings.
+"""Measure the images per second of a config's data loader under several settings.
 
     COCO_ROOT=data/coco python -m benchmarks.data_loading configs/retinanet/pvt_s_fpn_1x.py
 
-Each setting runs in turn, several times; the ratio to the first is the median over the turns.
+The settings take turns. The ratio to the first is the median over the turns.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pvt_mm.engine import import_host
 
 
 def rate(cfg: Config, images: int) -> float:
-    """Images per second, counted from the first batch on: starting workers is no steady state."""
+    """Images per second after the first batch, which includes the start of the workers."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     done, start = 0, None
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=100)
     parser.add_argument('--turns', type=int, default=3)
     args = parser.parse_args()
-    with contextlib.redirect_stdout(sys.stderr):  # what the libraries say
+    with contextlib.redirect_stdout(sys.stderr):  # messages of the libraries
         title, rows = compare(args)
     print(title)
     Console(width=100).print(rows)
@@ -71,7 +71,7 @@ def compare(args: argparse.Namespace) -> tuple[str, Table]:
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(args.turns):
         for name, change in settings.items():
-            own = copy.deepcopy(cfg)  # a copy would share the nested settings
+            own = copy.deepcopy(cfg)  # a shallow copy shares the nested settings
             own.merge_from_dict(change)
             set_multi_processing(**own.env_cfg.mp_cfg)
             rates[name].append(rate(own, args.images))

@@ -2,8 +2,8 @@
 
     COCO_ROOT=data/coco/ python -m benchmarks.loss_parity [--iterations 20]
 
-Both start from the same weights and see the same images in the same order, without drop-path. It
-exits with 1 if a loss differs by more than 1e-4 of its value.
+Both models start from the same weights and see the same images in the same order, without
+drop-path. The exit status is 1 if a loss differs by more than 1e-4 of its value.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from pvt_mm.engine import check_data, import_host
+
+from .peers import builtin
 
 TOLERANCE = 1e-4
 
@@ -47,8 +49,6 @@ def main() -> None:
     import_host('mmdet')
     init_default_scope('mmdet')
     from mmdet.registry import MODELS
-
-    from tests.peers import builtin
 
     ours = MODELS.build(cfg.model)
     ours.init_weights()

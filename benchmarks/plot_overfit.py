@@ -1,31 +1,31 @@
-"""Draw the curves of the memorising runs: the loss, and the metric on the images trained on.
+"""Draw the losses of the overfitting runs, and their metrics on the training images.
 
 python -m benchmarks.plot_overfit work_dirs/overfit docs/overfit_curves.png
 """
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-REQUIRED = {'retinanet': 0.9, 'maskrcnn': 0.85, 'semfpn': 0.9}
+from pvt_mm.engine.logs import Metric, draw_curves, read_curves
+
+# The title of each configs/overfit/HEAD.py, and its metrics.
+HEADS = {
+    'retinanet': ('RetinaNet', [Metric('bbox_mAP_50', 1, 0.9)]),
+    'maskrcnn': ('Mask R-CNN', [Metric('segm_mAP_50', 1, 0.85), Metric('bbox_mAP_50', 1, 0.5)]),
+    'semfpn': ('Semantic FPN', [Metric('mIoU', 0.01, 0.9)]),
+}
 
 
 def main() -> None:
     runs, picture = map(Path, sys.argv[1:])
-    spec = spec_from_file_location('demo', Path(__file__).parents[1] / 'tools/demo.py')
-    demo = module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    results = []
-    for head, required in REQUIRED.items():
-        name, metrics = demo.HEADS[head]
-        metrics = [metrics[0]._replace(required=required), *metrics[1:]]
-        demo.HEADS[head] = (name, metrics)
+    drawn = []
+    for head, (title, metrics) in HEADS.items():
         written = sorted((runs / head).glob('*/vis_data/scalars.json'))
-        scalars = [path for path in written if '"loss"' in path.read_text()][-1]  # latest training
-        curves = demo.read_curves(scalars, metrics)
-        results.append(demo.Result(head, curves, {}, 0.0, 0.0))
+        scalars = [path for path in written if '"loss"' in path.read_text()][-1]  # not of a test
+        curves = read_curves(scalars, metrics)
+        drawn.append((title, metrics, curves))
         print(head, {metric.name: curves[metric.name] for metric in metrics})
-    demo.draw_curves(results, picture)
+    draw_curves(drawn, picture)
 
 
 if __name__ == '__main__':

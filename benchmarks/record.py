@@ -1,11 +1,12 @@
-"""Run the commands of a document, and put what they print below them.
+"""Run the commands of a document and write their output below them.
 
     python -m benchmarks.record docs/benchmark.md
     python -m benchmarks.record docs/benchmark.md --only pvt_v2_b2
 
-A command is a ``bash`` block that is followed by ``<!-- printed -->``; what stands from there to
-``<!-- /printed -->`` is replaced. The document is written after each command, and keeps what a
-command printed before if it fails.
+A command is a ``bash`` block followed by ``<!-- printed -->``; everything from there to
+``<!-- /printed -->`` is replaced. Commands run in the present folder, which has to be the root of
+the repository for ``python -m benchmarks.speed``. The document is written after each command; if a
+command fails, its earlier output stays.
 """
 
 import argparse
@@ -23,7 +24,12 @@ BLOCK = re.compile(
 
 
 def record(document: Path, only: str = '') -> None:
-    """Run those commands that match ``only``, in their order."""
+    """Run the commands that match ``only``, in order.
+
+    Args:
+        document: A Markdown file.
+        only: A regular expression; '' runs every command.
+    """
     commands = [match['command'] for match in BLOCK.finditer(document.read_text('utf-8'))]
     for command in commands:
         if not re.search(only, command):
@@ -33,7 +39,9 @@ def record(document: Path, only: str = '') -> None:
             ['bash', '-euo', 'pipefail', '-c', command], stdout=subprocess.PIPE, text=True
         )
         if done.returncode:
-            sys.exit(f'exit status {done.returncode}, {document} keeps what it has of:\n{command}')
+            sys.exit(
+                f'exit status {done.returncode}; {document} keeps the earlier output of:\n{command}'
+            )
         date = datetime.date.today().isoformat()
         text = re.sub(r'\s*\n(\s*\n)+', '\n\n', done.stdout.strip())  # one empty line is enough
         printed = f'<!-- printed {date} -->\n{text}\n<!-- /printed -->'
@@ -43,7 +51,7 @@ def record(document: Path, only: str = '') -> None:
                 return match[0]
             return match[0].replace(match['printed'], printed)
 
-        # Read again: somebody may have written to it meanwhile.
+        # Read again: a command takes minutes, in which the document may have been edited.
         document.write_text(BLOCK.sub(replace, document.read_text('utf-8')), 'utf-8')
 
 

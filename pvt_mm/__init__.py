@@ -1,8 +1,12 @@
 """Pyramid Vision Transformer backbones for MMDetection 3.x and MMSegmentation 1.x.
 
-Importing this package registers :class:`PVT` and :class:`PVTv2` in mmengine's root ``MODELS``
-registry and ``FastCocoMetric`` in ``METRICS``, and lets mmengine find this package's configs:
+Importing this package registers in mmengine's root registries what a config can name: the backbones
+:class:`PVT` and :class:`PVTv2`, ``FastCocoMetric``, the hooks and functions of
+:mod:`pvt_mm.engine.hooks`. It lets mmengine find this package's configs, such as
 ``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports neither mmdet nor mmseg nor mmcv.
+
+Stable are the names in ``__all__`` and in :mod:`pvt_mm.weights`, the names of configs, and the
+registered names; all else may change.
 """
 
 import warnings
@@ -12,22 +16,25 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'pvt_mm needs {error.name}, which is not installed: python -m pip install torch '
-        f'onedl-mmengine (or mmengine, of the stack that is to be used).',
+        f'onedl-mmengine (or mmengine, for upstream OpenMMLab).',
         name=error.name,
     ) from error
 
 from . import evaluation  # noqa: F401 (registers)
+from .engine import hooks  # noqa: F401 (registers)
+from .environment import HOSTS, checks_itself, find_mmcv_problem, installed_version
 from .pvt import PVT, PVTv2
-from .stack import find_mmcv_problem, installed, program_tells
 from .version import __version__
 
-# mmengine looks up here what stands before '::'; there is no other way to enter a package.
+# mmengine looks up the package before '::' here; there is no other way to add one.
 MODULE2PACKAGE.setdefault('pvt_mm', 'pvt_mm')
-if installed('onedl-mmsegmentation'):  # mmengine knows it by its upstream name alone
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
+# Where a host is installed as a fork, its module is found by its own name only.
+MODULE2PACKAGE.update(
+    {module: module for module, host in HOSTS.items() if installed_version(host.distributions[1])}
+)
 
 # pip leaves mmcv out, or builds it without its operators, and the hosts then fail far from here.
-if not program_tells() and (problem := find_mmcv_problem()):
+if not checks_itself() and (problem := find_mmcv_problem()):
     warnings.warn(problem, stacklevel=2)
 
 __all__ = ['PVT', 'PVTv2', '__version__']

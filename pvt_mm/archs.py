@@ -1,7 +1,8 @@
-"""The numbers of the published architectures, and of those that a user makes up.
+"""The published architectures, and validation of custom ones.
 
-They are those of the released code and weights. Table 1 of either paper prints 3 blocks for stage
-2 of small, medium, b2, b2_li and b3, where these have 4, and only 4 gives the published sizes.
+The numbers are those of the released code and weights. Table 1 of either paper prints 3 blocks in
+stage 2 of small, medium, b2, b2_li and b3; the released weights have 4, and only 4 gives the
+published sizes.
 """
 
 import difflib
@@ -33,14 +34,14 @@ PVTV2_ARCHS = {
 
 
 def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **explicit) -> dict:
-    """The numbers of ``arch``, with those given explicitly in their place.
+    """The numbers of ``arch``, overridden by those given explicitly.
 
     Args:
-        owner: Who asks, for messages.
-        archs: The architectures that go by a name.
+        owner: Name of the class, for messages.
+        archs: The architectures that have a name.
         arch: One of these names, or a dict of numbers.
-        explicit: Every number there is; None leaves it to ``arch``. All but ``linear`` have one
-            entry per stage.
+        explicit: All numbers by name; None means the number of ``arch``. All but ``linear`` have
+            one entry per stage.
 
     Raises:
         ValueError: an unknown name or key, or numbers that do not fit together.

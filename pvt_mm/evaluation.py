@@ -1,8 +1,8 @@
 """COCO evaluation with faster-coco-eval, for any detector of MMDetection."""
 
 import functools
+from types import FunctionType
 from typing import Any
-from unittest import mock
 
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
@@ -11,13 +11,13 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module('FastCocoMetric')
 def build_fast_coco_metric(**kwargs: Any) -> BaseMetric:
-    """MMDetection's CocoMetric whose numbers are those of pycocotools in a fraction of the time.
+    """MMDetection's CocoMetric, with pycocotools' numbers in a fraction of its time.
 
     A function rather than a class, so that a config can name it before MMDetection is imported.
-    Without faster-coco-eval it says so, here and not after an epoch, and leaves it to pycocotools.
+    Without faster-coco-eval it warns at once, not after an epoch, and pycocotools evaluates.
 
     Args:
-        kwargs: CocoMetric's.
+        kwargs: Those of CocoMetric.
     """
     from mmdet.evaluation.metrics import coco_metric
 
@@ -30,11 +30,17 @@ def build_fast_coco_metric(**kwargs: Any) -> BaseMetric:
         )
         return coco_metric.CocoMetric(**kwargs)
 
+    evaluator = functools.partial(COCOeval_faster, print_function=print)
+    compute = coco_metric.CocoMetric.compute_metrics
+
     class FastCocoMetric(coco_metric.CocoMetric):
-        def compute_metrics(self, results: list) -> dict[str, float]:
-            # CocoMetric has no argument for the evaluator, only a name in its module.
-            evaluator = functools.partial(COCOeval_faster, print_function=print)
-            with mock.patch.object(coco_metric, 'COCOeval', evaluator):
-                return super().compute_metrics(results)
+        # CocoMetric has no argument for the evaluator, only a global name in its module: the same
+        # function with globals of its own, since another metric may be at work in another thread.
+        compute_metrics = FunctionType(
+            compute.__code__,
+            vars(coco_metric) | dict(COCOeval=evaluator),
+            argdefs=compute.__defaults__,
+            closure=compute.__closure__,
+        )
 
     return FastCocoMetric(**kwargs)

@@ -1,17 +1,19 @@
-"""What OpenMMLab's tools expect to find in a package under this name."""
+"""The module that mmengine's hub expects in a package."""
 
 import importlib
 import importlib.util
 
+from .environment import HOSTS
+
 
 def register_all_modules(init_default_scope: bool = True) -> None:
-    """Register the modules of the hosts that are installed, for :func:`mmengine.hub.get_model`.
+    """Register the modules of the installed hosts, for :func:`mmengine.hub.get_model`.
 
     Args:
-        init_default_scope: Taken for the sake of the hosts' functions of this name. This package is
-            no scope: its backbones are in mmengine's root registry, found from every scope.
+        init_default_scope: Unused; the hosts' functions of this name have it. This package is no
+            scope: its backbones are in mmengine's root registry, which every scope falls back to.
     """
-    for host in ('mmdet', 'mmseg'):
+    for host in HOSTS:
         if importlib.util.find_spec(host):
             utils = importlib.import_module(f'{host}.utils')
             utils.register_all_modules(init_default_scope=False)

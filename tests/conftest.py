@@ -1,4 +1,4 @@
-"""What all tests share: one seed, one number of threads, the archs, the authors' files."""
+"""Shared by all tests: one seed, one number of threads, the archs, the authors' files."""
 
 import importlib.util
 import logging
@@ -13,8 +13,13 @@ from types import ModuleType
 
 import pytest
 
-# What is tested is the same with a GPU, but not what the tools print and which backend they take.
-os.environ['CUDA_VISIBLE_DEVICES'] = ''
+# With a GPU the tools print other lines and choose other backends: only a run of tests/gpu sees it.
+# It is hidden before mmengine looks for it. Workers of pytest-xdist inherit the variable.
+if 'PYTEST_XDIST_WORKER' not in os.environ and not any(
+    Path(word.partition('::')[0]).resolve().is_relative_to(Path(__file__).with_name('gpu'))
+    for word in sys.argv[1:]
+):
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import torch
 from mmengine.utils import digit_version
@@ -22,13 +27,13 @@ from torch import Tensor, nn
 
 from pvt_mm import PVT, PVTv2
 
-# Started in the background by a script, pytest would ignore it, and so would the tools under test.
+# pytest, started in the background by a script, ignores Ctrl-C, and so would the tools under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 THREADS = int(os.environ.get('OMP_NUM_THREADS', 2))
 ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]
-# Three stages of other numbers than any published arch, for what does not depend on the arch.
+# Three stages unlike any published arch, for tests that do not depend on the arch.
 SMALL = dict(
     embed_dims=(16, 32, 48),
     depths=(2, 1, 2),
@@ -36,21 +41,22 @@ SMALL = dict(
     mlp_ratios=(2, 2, 2),
     sr_ratios=(4, 2, 1),
 )
-# A stage that reduces its keys and one that does not: a compiler takes seconds for each block.
+# One stage that reduces its keys and one that does not: compiling takes seconds for each block.
 SHALLOW = dict(
     embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2), sr_ratios=(4, 1)
 )
 
 
-# Measuring coverage takes half as long again, so it is these that have to reach the bound.
+# Measuring coverage takes 50 % more time, so these test files alone have to reach the bound.
 MEASURED = (
-    *('pvt', 'weights', 'formats', 'checkpoint'),
-    *('engine', 'evaluation', 'openmmlab', 'doctor'),
+    *('pvt', 'cpu', 'archs', 'fit', 'names', 'files'),
+    *('cli', 'runner', 'hooks', 'data', 'logs'),
+    *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor'),
 )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption('no_cov', default=True):  # pytest-cov would stumble over its own marker
+    if config.getoption('no_cov', default=True):  # pytest-cov does not know its own marker
         return
     for item in items:
         if item.path.stem.removeprefix('test_') not in MEASURED:
@@ -82,7 +88,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope='session', autouse=True)
 def _hosts():
-    """Import the hosts once, without their news about optional packages."""
+    """Import the hosts once, without their messages about optional packages."""
     from pvt_mm.engine import import_host
 
     with warnings.catch_warnings():
@@ -96,15 +102,13 @@ def shapes(tmp_path_factory):
     """The environment of a child that reads the generated data set."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
     options = ['--train', '16', '--val', '4', '--size', '64']
-    subprocess.run(
-        [sys.executable, ROOT / 'tools/dataset/make_shapes.py', root, *options], check=True
-    )
+    subprocess.run([sys.executable, ROOT / 'tools/make_shapes.py', root, *options], check=True)
     ade = root / 'ade/ADEChallengeData2016'
     return os.environ | dict(COCO_ROOT=f'{root}/coco', ADE_ROOT=str(ade), PYTHON=sys.executable)
 
 
 def not_on_torch_2_1(why: str) -> pytest.MarkDecorator:
-    """Skip a test on a torch that cannot do what it is about."""
+    """Skip a test of something that torch 2.1 cannot do."""
     is_old = digit_version(torch.__version__) < digit_version('2.2')
     return pytest.mark.skipif(is_old, reason=f'torch 2.1 {why}')
 
@@ -113,15 +117,31 @@ needs_flop_counter = not_on_torch_2_1('counts operations, but does not tell modu
 
 
 def import_tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    """A script as a module, by its path without .py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def run_with_peers(code: str) -> list[str]:
+    """The lines that a script prints which imports peft or torchao.
+
+    They are in a folder of their own, since the hosts would import both in every process.
+    """
+    folder = Path(sys.prefix) / 'peers'
+    if not folder.is_dir():
+        pytest.skip(f'peft and torchao are not installed in {folder}')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        **dict(env=os.environ | {'PYTHONPATH': str(folder)}, capture_output=True, text=True),
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if ' - INFO - ' not in line]
+
+
 def randomise(model: nn.Module) -> nn.Module:
-    """Random values everywhere, norms and biases too, so that nothing hides behind 0 or 1."""
+    """Random values everywhere, norms and biases too, since 0 and 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -131,8 +151,17 @@ def randomise(model: nn.Module) -> nn.Module:
     return model
 
 
+def saved_for_backward(model: nn.Module, *args: object) -> list[Tensor]:
+    """The tensors that autograd keeps, without the parameters."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(*args)
+    parameters = {p.data_ptr() for p in model.parameters()}
+    return [t for t in saved if t.data_ptr() not in parameters]
+
+
 def classifier_file(model: nn.Module, side: int = 224) -> dict[str, Tensor]:
-    """A state dict laid out as the authors' ImageNet classifiers, for images of ``side`` pixels."""
+    """A state dict as in the authors' ImageNet classifiers, for images of ``side`` pixels."""
     state = {k: torch.randn(v.shape, dtype=v.dtype) for k, v in model.state_dict().items()}
     width = model.arch['embed_dims'][-1]
     if isinstance(model, PVT):

@@ -1,4 +1,4 @@
-"""Runs scripts in processes that have imported the hosts already, which takes longer than most."""
+"""Run scripts in processes that have imported the hosts already, which saves most of the time."""
 
 import multiprocessing
 import os
@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Forked from a process that has imported these and done nothing else, so that no run leaves
-# anything behind for another.
+# The processes are forked from one that has imported these and done nothing else, so that no run
+# affects another.
 _PROCESSES = multiprocessing.get_context('forkserver')
 _PROCESSES.set_forkserver_preload(
     ['pvt_mm.engine', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets']
@@ -20,7 +20,7 @@ _PROCESSES.set_forkserver_preload(
 def run_script(
     command: Sequence[object], env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess:
-    """As subprocess.run would run a Python script, with standard error in its output."""
+    """Like subprocess.run of a Python script, with standard error in the output."""
     arguments = [str(word) for word in command]
     with tempfile.NamedTemporaryFile('r') as output:
         child = _PROCESSES.Process(

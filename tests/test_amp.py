@@ -14,7 +14,7 @@ pytestmark = not_on_torch_2_1('scales no losses on a CPU')
 
 @pytest.fixture(scope='module')
 def losses(shapes):
-    """Of two steps, by the name of the dtype."""
+    """The losses of two steps, by the name of the dtype."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
         cfg = Config.fromfile(ROOT / 'configs/demo/retinanet.py')

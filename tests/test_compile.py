@@ -1,6 +1,7 @@
-"""torch.compile and torch.export: one graph for all sizes, with the values of the eager model."""
+"""torch.compile, torch.export, torch.jit.trace: one graph for all sizes, with the eager values."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -48,4 +49,18 @@ def test_exports_with_dynamic_sizes(cls, kwargs):
     for size in [(64, 96), (224, 224), (100, 230)]:
         x = torch.randn(1, 3, *size)
         for found, expected in zip(program.module()(x), model(x), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(224, 224), (64, 96)], ids=str)
+@pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
+def test_traces_at_any_size_for_all_sizes(cls, kwargs, size):
+    """224 x 224 is the size of the position embeddings, which need no resizing there."""
+    model = randomise(cls(SHALLOW, **kwargs)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, torch.randn(1, 3, *size), check_trace=False)
+    for other in [(224, 224), (64, 96), (100, 230)]:
+        x = torch.randn(1, 3, *other)
+        for found, expected in zip(traced(x), model(x), strict=True):
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,16 +1,16 @@
-"""Every config is the authors' recipe, field by field, and what is said about it agrees with it.
+"""Every config is the authors' recipe, field by field, and its metafile agrees with it.
 
-The facts are in recipes.yml. Left out on purpose, since they change no result: the authors'
-`find_unused_parameters` (where they use apex; no parameter is unused), their `RepeatDataset` x 50
-(for fewer restarts of the loader; InfiniteSampler has none) and who loads validation images.
+The facts are in recipes.yml. They leave out what changes no result: the authors'
+`find_unused_parameters` (with apex; no parameter is unused), their `RepeatDataset` x 50 (for fewer
+restarts of the loader; InfiniteSampler has none) and the workers that load validation images.
 """
 
 import copy
 import functools
 import inspect
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -37,10 +37,11 @@ from mmengine.registry import (
 )
 from torch import nn
 
-from .conftest import import_tool, needs_flop_counter
+from pvt_mm import flops
+from pvt_mm.weights import WEIGHTS, files, find_checkpoint
 
-get_flops = import_tool('get_flops')
-ROOT = Path(__file__).parents[1]
+from .conftest import ROOT, needs_flop_counter
+
 FAMILIES = (
     *('retinanet', 'maskrcnn', 'cascade', 'atss', 'gfl', 'sparsercnn', 'detr'),
     'semfpn',
@@ -54,23 +55,23 @@ FACTS = yaml.safe_load((ROOT / 'tests' / 'recipes.yml').read_text(encoding='utf-
 RECIPES = FACTS['recipes']
 GROUPS = ('model', 'optimizer', 'schedule', 'data')
 SPLITS = ('train', 'val', 'test')
-# One of each kind for what would take too long with all.
+# One of each kind, for tests that are too slow for all configs.
 KINDS = (
     *(next(name for name in CONFIGS if name.startswith(f'{family}/')) for family in FAMILIES),
     *('maskrcnn/pvt_v2_b2_fpn_3x', 'detr/r50_50e', 'semfpn/r50_fpn_40k'),
     'semfpn/x101_32x4d_fpn_40k',
 )
 RELEASES = 'https://github.com/whai362/PVT/releases/download/'
-# The keys from which a Runner takes what a recipe is about.
+# The keys of a config that hold the fields of a recipe.
 RUNNER_KEYS = (
     *('model', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'load_from', 'resume'),
     *(f'{split}_{what}' for split in SPLITS for what in ('cfg', 'dataloader', 'evaluator')),
 )
 
-# What a recipe does not say: where files come from, what is kept or printed, how a loader runs.
+# Not part of a recipe: sources of files, records and messages, workers of a loader.
 LEFT_OUT = {'_scope_', 'backend_args', 'meta_keys', 'persistent_workers', 'classwise'}
 SAME_AS = {'FastCocoMetric': 'CocoMetric'}  # to the last digit, see test_evaluation.py
-# Defaults of the hosts that belong to a recipe. They are read from the classes, not from here.
+# Defaults of the hosts that belong to a recipe; their values are read from the classes.
 RESNET = (
     'in_channels stem_channels base_channels num_stages strides dilations out_indices style '
     'frozen_stages conv_cfg norm_eval dcn plugins '
@@ -137,7 +138,7 @@ DEFAULTS = {
     'TestLoop': 'fp16',
     'ValLoop': 'fp16',
 }
-AMP_ONLY = ('loss_scale', 'dtype')  # of AmpOptimWrapper, which cannot be built without a GPU
+AMP_ONLY = ('loss_scale', 'dtype')  # of AmpOptimWrapper, whose construction needs a GPU
 SEG_DEFAULTS = {'LoadAnnotations': 'imdecode_backend'}
 REGISTRIES = (
     MODELS,
@@ -163,7 +164,7 @@ def load(name: str) -> Config:
 
 @functools.cache
 def load_default(name: str) -> Config:
-    """The config where nobody has moved the data; not to be written to."""
+    """The config with the default data folders; read only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv('COCO_ROOT', raising=False)
         patch.delenv('ADE_ROOT', raising=False)
@@ -183,7 +184,7 @@ def as_plain(node: object) -> object:
 
 @functools.cache
 def defaults(scope: str, name: str) -> dict:
-    """The :data:`DEFAULTS` of a class, from the signatures of it and its bases."""
+    """The :data:`DEFAULTS` of a class, from its own signature and those of its bases."""
     wanted = (SEG_DEFAULTS if scope == 'mmseg' else {}).get(name) or DEFAULTS.get(name, '')
     found = {}
     for registry in REGISTRIES if wanted else ():
@@ -197,7 +198,7 @@ def defaults(scope: str, name: str) -> dict:
 
 
 def complete(node: object, scope: str) -> object:
-    """A copy with the defaults filled in and without what is :data:`LEFT_OUT`."""
+    """A copy with the defaults of the hosts and without the keys in :data:`LEFT_OUT`."""
     if isinstance(node, list):
         return [complete(value, scope) for value in node]
     if not isinstance(node, dict):
@@ -209,7 +210,7 @@ def complete(node: object, scope: str) -> object:
 
 
 def read_recipe(cfg: dict) -> dict:
-    """What a Runner takes from a resolved config, in the form of recipes.yml."""
+    """The fields of a resolved config that a Runner uses, in the form of recipes.yml."""
     cfg = complete(cfg, cfg['default_scope'])
     return dict(
         model=read_model(cfg['model']),
@@ -221,12 +222,26 @@ def read_recipe(cfg: dict) -> dict:
 
 def read_model(model: dict) -> dict:
     init_cfg = model['backbone']['init_cfg']
-    init_cfg['checkpoint'] = init_cfg['checkpoint'].removeprefix(RELEASES)
+    init_cfg['checkpoint'] = official_url(init_cfg['checkpoint']).removeprefix(RELEASES)
     return model
 
 
+@functools.cache
+def official_url(checkpoint: str) -> str:
+    """The URL from which ``find_checkpoint`` downloads a published name; any other as it is."""
+    if checkpoint not in WEIGHTS:
+        return checkpoint
+    asked = []
+    with tempfile.TemporaryDirectory() as empty, pytest.MonkeyPatch.context() as patch:
+        patch.delenv('PVT_MM_WEIGHTS', raising=False)
+        patch.setattr(torch.hub, 'get_dir', lambda: empty)
+        patch.setattr(files, 'download', lambda url, path: asked.append(url))
+        find_checkpoint(checkpoint)
+    return asked[0]
+
+
 def read_optimizer(wrapper: dict) -> dict:
-    """With the optimizer as mmengine builds it, and how many groups of parameters it has."""
+    """The wrapper, with the optimizer as mmengine builds it and its number of parameter groups."""
     wrapper = dict(clip_grad=None, accumulative_counts=1, paramwise_cfg=None) | wrapper
     wrapper.setdefault('constructor', 'DefaultOptimWrapperConstructor')
     if wrapper['type'] == 'AmpOptimWrapper':
@@ -283,7 +298,28 @@ def test_recipe(name, group):
     assert read_recipe(resolved(name))[group] == RECIPES[name][group]
 
 
-# --- that the comparison above can fail ----------------------------------------------------------
+def test_every_backbone_has_the_authors_weights():
+    """``checkpoint`` is the name of a published file, and find_checkpoint knows its URL."""
+    for name in WEIGHTS:
+        cls, arch = flops.backbones()[name]
+        init_cfg = dict(type='Pretrained', checkpoint=name)
+        expected = dict(type=cls.__name__, arch=arch, init_cfg=init_cfg)
+        assert Config.fromfile(ROOT / f'configs/backbones/{name}.py').model == expected
+        assert official_url(name) == f'{RELEASES}v2/{name}.pth'
+        (entry,) = (m for m in metafile('backbones')['Models'] if m['Name'] == name)
+        assert (entry['Config'], entry['Weights']) == (
+            f'configs/backbones/{name}.py',
+            official_url(name),
+        )
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/*/*.py')), ids=lambda path: path.stem)
+def test_configs_name_the_weights(path):
+    """Their URLs are written once, in pvt_mm/weights/files.py."""
+    assert RELEASES not in path.read_text('utf-8')
+
+
+# --- the comparison above notices changes --------------------------------------------------------
 
 EMA = [dict(type='EMAHook', momentum=0.001)]
 NO_DECAY_ON_NORMS = dict(norm_decay_mult=0.0)
@@ -351,7 +387,7 @@ def test_a_changed_field_is_noticed(name, key, value, group):
 
 @pytest.mark.parametrize('name', KINDS)
 def test_every_changed_value_is_noticed(name):
-    """One by one, each number, flag and string that a Runner would take."""
+    """One by one, each number, flag and string that a Runner uses."""
     cfg = resolved(name)
     unnoticed = set()
     for keys, holder, key in list(leaves(cfg)):
@@ -368,7 +404,7 @@ def test_every_changed_value_is_noticed(name):
 
 
 def leaves(node: dict | list, keys: tuple = ()) -> Iterator[tuple[tuple, dict | list, object]]:
-    """Every value that is no container: its keys, and the container and the key to reach it."""
+    """Every value that is no container: its path of keys, its container and its last key."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(value, (dict, list)):
             yield from leaves(value, (*keys, key))
@@ -386,7 +422,7 @@ def differs(cfg: dict, name: str) -> bool:
     try:
         read = read_recipe(cfg)
     except (KeyError, TypeError, ValueError):
-        return True  # nothing of that name, or nothing that can be built
+        return True  # an unknown name, or a value that cannot be built
     return any(read[group] != RECIPES[name][group] for group in GROUPS)
 
 
@@ -396,7 +432,7 @@ def differs(cfg: dict, name: str) -> bool:
 @needs_flop_counter
 @all_configs
 def test_parameters_and_flops(name):
-    """The parameters of the authors' code; what the metafile says of ours."""
+    """The parameters equal those of the authors' code; both counts equal the metafile's."""
     cfg = copy.deepcopy(load_default(name))
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model)
@@ -410,8 +446,8 @@ def test_parameters_and_flops(name):
     said = metafile_entry(name)['Metadata']
     assert said['Parameters (M)'] == round(count(model) / 1e6, 2)
     sizes = {'mmseg': (512, 512)} | ({'mmdet': (640, 1024)} if name.endswith('_640') else {})
-    flops, _ = get_flops.count(model.eval(), sizes.get(cfg.default_scope, (800, 1280)))['']
-    assert said['FLOPs (G)'] == round(flops / 1e9, 1)
+    total, _ = flops.count(model.eval(), sizes.get(cfg.default_scope, (800, 1280)))['']
+    assert said['FLOPs (G)'] == round(total / 1e9, 1)
 
 
 def count(module: nn.Module) -> int:
@@ -420,7 +456,7 @@ def count(module: nn.Module) -> int:
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '_3x' in name or 'detr' in name])
 def test_rules_for_single_parameters(name):
-    """Swin's rule for norms and DETR's for the backbone fit the backbone, and none of the heads."""
+    """Swin's rule for norms and DETR's for the backbone match the backbone and no head."""
     cfg = load_default(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(copy.deepcopy(cfg.model))
@@ -493,14 +529,14 @@ def data_paths(cfg: dict) -> set[str]:
 
 @pytest.mark.parametrize(
     ('size', 'expected'),
-    [  # height and width; in brackets where the first of the two steps leads
+    [  # height and width; in brackets the result of the first step
         ((512, 683), (512, 704)),
         ((257, 391), (512, 800)),  # (512, 779)
         ((96, 100), (512, 544)),  # (512, 533)
         ((513, 511), (544, 512)),  # (514, 512)
         ((300, 1300), (480, 2048)),  # (473, 2048): the long side decides
         ((1300, 300), (2048, 480)),
-        ((512, 1568), (512, 1568)),  # where the authors' v1 stops with an error
+        ((512, 1568), (512, 1568)),  # the authors' v1 raises an error
     ],
 )
 def test_ade20k_is_tested_at_the_official_sizes(size, expected, tmp_path):
@@ -528,7 +564,7 @@ def test_ade20k_is_tested_at_the_official_sizes(size, expected, tmp_path):
 
 
 def learning_rates(name: str, iterations: int, epoch: int) -> list[float]:
-    """The rate of every iteration, as the optimizer has it when the iteration begins."""
+    """The optimizer's learning rate at the start of every iteration."""
     cfg = copy.deepcopy(load_default(name))
     wrapper = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
     schedulers = [
@@ -536,7 +572,7 @@ def learning_rates(name: str, iterations: int, epoch: int) -> list[float]:
         for scheduler in cfg.param_scheduler
     ]
     runner, hook = SimpleNamespace(param_schedulers=schedulers), ParamSchedulerHook()
-    wrapper.step()  # or mmengine warns of a wrong order
+    wrapper.step()  # otherwise mmengine warns about the order
     rates = []
     for i in range(iterations):
         rates.append(wrapper.get_lr()['lr'][0])
@@ -546,9 +582,9 @@ def learning_rates(name: str, iterations: int, epoch: int) -> list[float]:
     return rates
 
 
-# mmengine's schedulers make end - begin - 1 steps where mmcv 1.x made as many as it was told. Hence
-# a linear warm-up to 500 is 499 steps long, and a decay to 40,000 is at zero in the last iteration
-# instead of after it. The tests follow mmengine exactly, and the authors as closely as this allows.
+# mmengine's schedulers make end - begin - 1 steps, mmcv 1.x made end - begin. Hence a linear
+# warm-up to 500 has 499 steps, and a decay to 40,000 reaches zero in the last iteration instead of
+# after it. The tests compare exactly with mmengine, and with the authors to this difference.
 
 
 @pytest.mark.parametrize(
@@ -596,7 +632,7 @@ def test_learning_rates_of_a_segmentor():
     np.testing.assert_allclose(rates[:36000], authors[:36000], rtol=2.1e-4)
 
 
-# --- what is said about the configs elsewhere ----------------------------------------------------
+# --- metafiles -----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -661,4 +697,4 @@ def test_metafile_agrees_with_the_recipe(name):
     assert metrics | {'source': recipe['published']['source']} == recipe['published']
     expected = 'not reproduced here' if metrics else 'no published result'
     assert expected in model['Source']
-    assert 'Weights' not in model  # there is no trained file yet, and a classifier is none
+    assert 'Weights' not in model  # there is no trained detector or segmentor yet

@@ -1,4 +1,4 @@
-"""tools/convert.py: what it writes loads elsewhere, and it says what it did."""
+"""tools/convert.py: its files load in the other library, and it tells what it has written."""
 
 import subprocess
 from pathlib import Path
@@ -10,10 +10,11 @@ from mmengine.registry import init_default_scope
 from safetensors.torch import load_file, save_file
 
 from pvt_mm import PVT, PVTv2
+from pvt_mm.weights import read_checkpoint
 
 from .conftest import classifier_file, randomise
 from .scripts import run_script
-from .test_checkpoint import Planted
+from .weights.test_files import Planted
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,10 +81,12 @@ def test_a_whole_detector(tmp_path):
         ('exists.pth', 'timm', 'exists.pth exists: name a new file'),
         ('out.bin', 'timm', 'out.bin: expected a name that ends in .pth or .safetensors'),
         ('out.pth', 'timm', 'timm has no PVT v1'),
+        ('out.pth', 'hf', '1 tensors are not those of a PVT, first block1.0.lora_A: merge'),
     ],
 )
 def test_mistakes(tmp_path, name, to, message):
-    torch.save(PVT('tiny').state_dict(), tmp_path / 'in.pth')
+    adapter = {'block1.0.lora_A': torch.zeros(1)} if to == 'hf' else {}
+    torch.save(PVT('tiny').state_dict() | adapter, tmp_path / 'in.pth')
     (tmp_path / 'exists.pth').write_text('mine')
     result = convert(tmp_path / 'in.pth', tmp_path / name, '--to', to)
     assert result.returncode == 1
@@ -91,7 +94,31 @@ def test_mistakes(tmp_path, name, to, message):
     assert (tmp_path / 'exists.pth').read_text() == 'mine'
 
 
-def test_what_a_file_contains_is_not_run(tmp_path):
+@pytest.mark.parametrize(
+    ('to', 'prefix', 'suffix'),
+    [
+        ('pvt_mm', '', '.pth'),
+        ('mmdet', 'backbone.', '.pth'),
+        ('mmdet', 'backbone.', '.safetensors'),
+        ('hf', '', '.safetensors'),
+    ],
+)
+def test_the_grids_of_position_embeddings_are_kept(tmp_path, to, prefix, suffix):
+    """64 x 256 pixels have as many tokens as 128 x 128."""
+    model = randomise(PVT('tiny', pretrain_img_size=(64, 256)))
+    outer = torch.nn.ModuleDict(dict(backbone=model)) if prefix else model
+    torch.save(dict(state_dict=outer.state_dict()), tmp_path / 'in.pth')
+    result = convert(tmp_path / 'in.pth', tmp_path / f'out{suffix}', '--to', to)
+    assert not result.returncode, result.stdout
+    twins = [PVT('tiny', pretrain_img_size=128) for _ in range(2)]
+    twins[0].load_state_dict(model.state_dict())
+    twins[1].load_state_dict(read_checkpoint(tmp_path / f'out{suffix}'))
+    expected = twins[0].state_dict()
+    assert not torch.equal(expected['pos_embed1'], model.pos_embed1)
+    assert all(torch.equal(v, expected[k]) for k, v in twins[1].state_dict().items())
+
+
+def test_the_content_of_a_file_is_not_run(tmp_path):
     torch.save(dict(state_dict={}, meta=Planted(tmp_path / 'planted')), tmp_path / 'in.pth')
     result = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--to', 'pvt_mm')
     assert result.returncode == 1

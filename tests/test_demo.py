@@ -1,7 +1,8 @@
-"""The demonstration runs through, reads what its own runs wrote and says what was missed."""
+"""The demonstration runs, reads the files of its own runs and names the missed values."""
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import cv2
@@ -15,7 +16,7 @@ ONE_ITERATION = [
     'retinanet.train_cfg.max_epochs=1',
     'maskrcnn.train_cfg.max_epochs=1',
     'semfpn.train_cfg.max_iters=1',
-    'maskrcnn.model.test_cfg.rcnn.max_per_img=5',  # of the 100 masks per image which all are wrong
+    'maskrcnn.model.test_cfg.rcnn.max_per_img=5',  # in place of 100 masks per image, all wrong
     'train_dataloader.dataset.indices=2',
     'train_dataloader.batch_size=2',
     'val_dataloader.dataset.indices=2',
@@ -31,11 +32,11 @@ ONE_ITERATION = [
 
 @pytest.fixture(scope='module')
 def demo():
-    return import_tool('demo')
+    return import_tool('tools/demo')
 
 
 class Finished:
-    """What the demonstration starts, without the seconds that imports take each time."""
+    """A process of the demonstration, without the seconds of its imports."""
 
     def __init__(self, command: list[str]) -> None:
         self.done = run_script(command[1:])
@@ -55,8 +56,15 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
 
     arguments = ['--out', str(out), '--train', '16', '--val', str(VAL)]
     monkeypatch.setattr('sys.argv', ['demo.py', *arguments, '--cfg-options', *ONE_ITERATION])
-    monkeypatch.setattr(demo, 'subprocess', SimpleNamespace(Popen=Finished))
-    for root in ('COCO_ROOT', 'ADE_ROOT'):  # which it sets
+    heights = []  # of the picture, before each command
+
+    def start(command):
+        picture = cv2.imread(str(out / 'predictions.png'))
+        heights.append(0 if picture is None else len(picture))
+        return Finished(command)
+
+    monkeypatch.setattr(demo, 'subprocess', SimpleNamespace(Popen=start))
+    for root in ('COCO_ROOT', 'ADE_ROOT'):  # the demonstration sets them
         monkeypatch.setenv(root, '')
     with pytest.raises(SystemExit) as end:
         demo.main()
@@ -65,7 +73,13 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
     assert last.startswith('demo: missed: RetinaNet bbox_mAP_50 is 0.0')
     for missed in ('Mask R-CNN segm_mAP_50', 'Mask R-CNN bbox_mAP_50', 'Semantic FPN mIoU'):
         assert f'; {missed} is 0.' in last
-    assert 'predictions.png and ' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'Look at {out}/predictions.png and ' in printed
+    steps = ['train.py', 'RetinaNet is done: look at', 'train.py', 'Mask R-CNN is done: look at']
+    assert re.search('.*'.join(map(re.escape, steps)), printed, re.DOTALL)
+    one, two = heights[3], heights[5]  # heads in the picture
+    assert heights == [0, 0, 0, one, one, two, two]  # shapes, then training and test of each head
+    assert 0 < one < two
 
     rows = json.loads((out / 'summary.json').read_text())
     assert [(row['head'], row['metric']) for row in rows] == [
@@ -87,28 +101,6 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
     for head, suffix in (('retinanet', 'jpg'), ('maskrcnn', 'jpg'), ('semfpn', 'png')):
         pictures = [cv2.imread(str(path)) for path in (out / head / 'pictures').glob(f'*.{suffix}')]
         assert [picture.shape for picture in pictures] == VAL * [(128, 256, 3)]
-
-
-def test_curves_of_both_kinds_of_training(demo, tmp_path):
-    scalars = tmp_path / 'scalars.json'
-    records = [
-        {'loss': 2.0, 'loss_cls': 1.5, 'epoch': 1, 'iter': 10, 'step': 10},
-        {'loss': 1.5, 'loss_cls': 1.0, 'epoch': 1, 'iter': 20, 'step': 20},
-        {'time': 0.1, 'step': 1},  # nothing detected in epoch 1
-        {'loss': 1.0, 'loss_cls': 0.5, 'epoch': 2, 'iter': 30, 'step': 30},
-        {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.625, 'time': 0.1, 'step': 2},
-    ]
-    scalars.write_text('\n'.join(map(json.dumps, records)))
-    assert demo.read_curves(scalars, demo.HEADS['retinanet'][1]) == {
-        'loss': [(10, 2.0), (20, 1.5), (30, 1.0)],
-        'bbox_mAP_50': [(20, 0.0), (30, 0.625)],
-    }
-    records = [{'loss': 0.75, 'step': 200}, {'mIoU': 50.0, 'mAcc': 60.0, 'step': 200}]
-    scalars.write_text('\n'.join(map(json.dumps, records)))
-    assert demo.read_curves(scalars, demo.HEADS['semfpn'][1]) == {
-        'loss': [(200, 0.75)],
-        'mIoU': [(200, 0.5)],
-    }
 
 
 def test_images_with_several_shapes_come_first(demo, tmp_path):

@@ -1,9 +1,11 @@
-"""COCO evaluation: fast, the same numbers, and never a surprise after an epoch."""
+"""COCO evaluation: fast, with the same numbers; a missing package is reported at the start."""
 
 import gzip
 import json
 import logging
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mmengine
 import numpy as np
@@ -35,9 +37,9 @@ def truth(tmp_path):
     return path, made, found
 
 
-def build(path, **kwargs):
+def build(path, kind='FastCocoMetric', **kwargs):
     with DefaultScope.overwrite_default_scope('mmdet'):
-        cfg = dict(type='FastCocoMetric', ann_file=str(path), metric=['bbox', 'segm'], **kwargs)
+        cfg = dict(type=kind, ann_file=str(path), metric=['bbox', 'segm'], **kwargs)
         metric = METRICS.build(cfg)
     classes = [c['name'] for c in metric._coco_api.dataset['categories']]
     metric.dataset_meta = dict(classes=classes)
@@ -45,7 +47,7 @@ def build(path, **kwargs):
 
 
 def samples(path, found):
-    """The detections as MMDetection's test step hands them over."""
+    """The detections as MMDetection's test step passes them."""
     coco = COCO(path)
     labels = {category: i for i, category in enumerate(coco.getCatIds())}
     for image in coco.getImgIds():
@@ -62,7 +64,7 @@ def samples(path, found):
 
 
 def check_numbers(truth, found, kind):
-    """The twelve numbers of both evaluators, of detections that are not all wrong."""
+    """Compare the twelve numbers of both evaluators, for detections that are not all wrong."""
     results = truth.loadRes(found)
     _, expected = coco_eval.evaluate(COCOeval, truth, results, kind)
     _, stats = coco_eval.evaluate(COCOeval_faster, truth, results, kind)
@@ -96,6 +98,38 @@ def test_it_is_faster_coco_eval_that_evaluates(truth, monkeypatch, capsys):
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all' in capsys.readouterr().out
 
 
+def test_another_thread_keeps_its_own_evaluator(truth, monkeypatch):
+    """CocoMetric evaluates while FastCocoMetric is at work, which leaves nothing changed."""
+    path, _, found = truth
+    inside, release, fast, slow = threading.Event(), threading.Event(), [], []
+
+    def evaluate_when_released(self, evaluate=COCOeval_faster.evaluate):
+        inside.set()
+        assert release.wait(60)
+        fast.append(self)
+        evaluate(self)
+
+    def evaluate_and_count(self, evaluate=COCOeval.evaluate):
+        slow.append(self)
+        evaluate(self)
+
+    monkeypatch.setattr(COCOeval_faster, 'evaluate', evaluate_when_released)
+    monkeypatch.setattr(COCOeval, 'evaluate', evaluate_and_count)
+    metrics = [build(path, kind) for kind in ('FastCocoMetric', 'FastCocoMetric', 'CocoMetric')]
+    for metric in metrics:
+        metric.process({}, list(samples(path, found)))
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(metric.evaluate, size=6) for metric in metrics[:2]]
+        assert inside.wait(60)
+        try:
+            expected = metrics[2].evaluate(size=6)
+            assert (len(slow), len(fast)) == (2, 0)  # boxes and masks
+        finally:
+            release.set()
+        assert [other.result() for other in others] == [expected, expected]
+    assert (len(slow), len(fast)) == (2, 4)
+
+
 def test_without_it_pycocotools_is_announced_at_once(truth, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
     monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logging.getLogger('test'))
@@ -122,7 +156,7 @@ def test_twelve_numbers(kind):
 @pytest.mark.skipif(not ANNOTATIONS.exists(), reason='needs the COCO part in ../shared')
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_twelve_numbers_of_real_annotations(kind):
-    """Crowds, objects of several pieces and images without any; detections are shifted truth."""
+    """With crowds, objects in several parts and empty images; detections are shifted truth."""
     truth = COCO(str(ANNOTATIONS))
     rng = np.random.default_rng(0)
     found = []
@@ -144,7 +178,7 @@ def test_twelve_numbers_of_real_annotations(kind):
 @pytest.mark.skipif(not SHARED.exists(), reason='needs the COCO part in ../shared')
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_twelve_numbers_of_a_models_detections(kind):
-    """What the Mask R-CNN of docs/learning.md finds on twenty photographs."""
+    """The detections of docs/learning.md's Mask R-CNN in twenty photographs."""
     truth = COCO(str(SHARED / 'instances_train2017.json'))
     check_numbers(truth, json.loads(gzip.decompress(DETECTIONS.read_bytes()))[kind], kind)
 

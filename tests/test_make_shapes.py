@@ -1,4 +1,4 @@
-"""The made dataset is what its annotations say, pixel by pixel, in both layouts."""
+"""The annotations describe the generated images exactly, pixel by pixel, in both layouts."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from .conftest import ROOT, import_tool
 
-SCRIPT = ROOT / 'tools/dataset/make_shapes.py'
+SCRIPT = ROOT / 'tools/make_shapes.py'
 NAMES = ('disk', 'square', 'triangle', 'star', 'ring', 'cross')
 COUNTS = {'train': 12, 'val': 6}
 ADE_SPLITS = {'train': 'training', 'val': 'validation'}
@@ -43,7 +43,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def script():
-    return import_tool('dataset/make_shapes')
+    return import_tool('tools/make_shapes')
 
 
 @pytest.fixture(scope='module', params=COUNTS)
@@ -61,7 +61,7 @@ def masks_by_image(coco: COCO) -> dict[int, list[tuple[dict, np.ndarray]]]:
     }
 
 
-def test_only_the_dataset_is_left(made):
+def test_no_other_files_are_written(made):
     assert [path.name for path in made.parent.iterdir()] == ['shapes']
     expected = {'shapes.json'}
     for name, count in COUNTS.items():
@@ -102,8 +102,8 @@ def test_images_read_back(made, split):
         assert twin.read_bytes() == path.read_bytes()
 
 
-def test_masks_lie_on_the_shapes(made, split):
-    """Shapes are painted in more saturated colours than any background."""
+def test_masks_cover_the_shapes(made, split):
+    """Shapes have more saturated colours than backgrounds."""
     name, coco = split
     for i, annotated in masks_by_image(coco).items():
         image = cv2.imread(str(made / 'coco' / f'{name}2017' / coco.imgs[i]['file_name']))
@@ -158,7 +158,7 @@ def test_every_class_occurs(made):
 
 
 def test_shapes_overlap(made):
-    """Some convex shape has lost a good part of its hull to another shape's mask."""
+    """Another shape covers more than a tenth of the hull of some convex shape."""
     coco = load(made, 'train')
     bitten = 0
     for annotated in masks_by_image(coco).values():
@@ -174,13 +174,13 @@ def test_shapes_overlap(made):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_draw_shape(script, name):
-    """Within its circle, turned by its spoke, of its outline's area; only a ring is hollow."""
+    """A shape fits into its circle, turns with its spoke and has the area of its outline."""
     centre, radius, size = 50 + 40j, 30, 100
     masks = [script.draw_shape(name, centre, radius * turn, size) for turn in (1, 1j)]
     y, x = np.mgrid[:size, :size]
     assert not masks[0][np.abs(x + 1j * y - centre) > radius + 1].any()
     assert masks[0][40, 50] == (name != 'ring')
-    # A quarter turn about (50, 40) takes x - 50, y - 40 to 40 - y, x - 50.
+    # A quarter turn about (50, 40) maps (x - 50, y - 40) to (40 - y, x - 50).
     turned = np.rot90(masks[0][10:71, 20:81], -1)
     assert (turned != masks[1][10:71, 20:81]).mean() < 0.02
     share = {
@@ -212,15 +212,15 @@ def test_other_arguments_rebuild_and_keep_the_first_images(made, tmp_path):
     assert all(few[name] == contents(made)[name] for name in kept)
 
 
-def test_refuses_what_it_did_not_make(tmp_path):
+def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
     result = run(tmp_path)
     assert result.returncode == 1
-    assert result.stderr == f'{tmp_path} holds something which make_shapes did not write\n'
+    assert result.stderr == f'{tmp_path} holds something that make_shapes did not write\n'
     assert contents(tmp_path) == {'notes.txt': b'mine'}
 
 
-def test_refuses_what_was_changed_since(tmp_path):
+def test_a_changed_dataset_is_refused(tmp_path):
     out = tmp_path / 'shapes'
     assert run(out, train=1).returncode == 0
     (out / 'coco' / 'mine.json').write_text(json.dumps({}))
@@ -231,7 +231,7 @@ def test_refuses_what_was_changed_since(tmp_path):
     assert contents(out) == before
 
 
-def test_an_interruption_leaves_nothing(script, tmp_path, monkeypatch):
+def test_an_interruption_leaves_no_files(script, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 

@@ -1,6 +1,6 @@
-"""mim, where somebody wants it: installs, lists, searches, downloads, trains, tests, runs.
+"""mim installs, lists, searches, downloads, trains, tests and runs this package.
 
-It gets a throw-away environment on top of this one, since it pins pandas and nothing needs it.
+It gets a temporary environment on top of this one, since it pins pandas, which nothing else needs.
 """
 
 import functools
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pvt_mm import PVTv2, __version__
-from pvt_mm.stack import is_fork
+from pvt_mm.environment import is_fork
 
 from .conftest import classifier_file
 from .test_packaging import copy_tree
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 
 
 class Mim:
-    """The command of an environment that sees the packages of this one, but not this package.
+    """mim in an environment that sees the packages of this one, but not this package.
 
     Args:
-        folder: Where to make it.
-        hosts: Whether OpenMMLab is among the packages.
+        folder: The folder of the environment.
+        hosts: False hides the packages of OpenMMLab.
     """
 
     def __init__(self, folder: Path, hosts: bool = True) -> None:
@@ -44,7 +44,7 @@ class Mim:
         self.below = Path(sysconfig.get_paths()['purelib'])
         seen = self.below if hosts else without_hosts(self.below, folder / 'below')
         (self.site / 'below.pth').write_text(f'{seen}\n')
-        # pandas, which mim needs, would bring a numpy that torch 2.1 cannot use.
+        # mim needs pandas, which would install a numpy that torch 2.1 cannot use.
         numpy = f'numpy=={importlib.metadata.version("numpy")}'
         command = [self.python, '-m', 'pip', 'install', '--quiet', MIM, numpy]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -59,7 +59,7 @@ class Mim:
         return self.run(self.python, '-m', 'pip', *arguments)
 
     def packages(self) -> tuple[set[str], dict[Path, str]]:
-        """What pip says is installed, and the hashes of all files, but for this package."""
+        """pip's list and the hashes of all files, without this package."""
         files = (path for folder in (self.site, self.below) for path in folder.rglob('*.*'))
         listed = self.pip('list', '--format', 'freeze')
         hashes = {path: digest(path) for path in files if path.suffix != '.pyc' and path.is_file()}
@@ -80,7 +80,7 @@ class Mim:
 
 
 def without_hosts(packages: Path, folder: Path) -> Path:
-    """A folder with links to the packages that are not OpenMMLab's."""
+    """A folder with links to all packages but OpenMMLab's."""
     folder.mkdir()
     for path in packages.iterdir():
         if not path.name.startswith(('mm', 'onedl', 'pvt')):
@@ -113,7 +113,7 @@ def local(tree, tmp_path) -> list:
 
 @pytest.fixture
 def server(tmp_path) -> str:
-    """The address of a server that has the weights of PVTv2-B0."""
+    """The address of a server with the weights of PVTv2-B0."""
     folder = tmp_path / 'server'
     folder.mkdir()
     torch.save(classifier_file(PVTv2('b0')), folder / 'pvt_v2_b0.pth')
@@ -124,8 +124,8 @@ def server(tmp_path) -> str:
         httpd.shutdown()
 
 
-def test_where_there_is_no_openmmlab(local, tmp_path):
-    """Only torch, without which mim installs nothing."""
+def test_without_openmmlab(local, tmp_path):
+    """With torch alone, which mim needs for every installation."""
     mim = Mim(tmp_path / 'venv', hosts=False)
     before = mim.packages()
     mim('install', *local)
@@ -134,8 +134,8 @@ def test_where_there_is_no_openmmlab(local, tmp_path):
     assert 'pvt_mm needs mmengine, which is not installed: ' in done.stderr.splitlines()[-1]
 
 
-def test_all_that_mim_does(mim, local, tree, server, shapes, tmp_path):
-    """With a wheel, without a checkout; and then with a checkout in its place."""
+def test_all_commands_of_mim(mim, local, tree, server, shapes, tmp_path):
+    """With a wheel first, then with an editable checkout in its place."""
     before = mim.packages()
     mim.pip('install', *local)
     assert (mim.site / 'pvt_mm/pvt.py').is_file()
@@ -171,7 +171,7 @@ def test_all_that_mim_does(mim, local, tree, server, shapes, tmp_path):
     printed = mim('test', 'pvt-mmlab', config, '--checkpoint', checkpoint, *options, **shapes)
     assert 'Epoch(test) [4/4]' in printed
 
-    if not is_fork():  # openmim wants setuptools 60, which knows no editable installs by PEP 660
+    if not is_fork():  # openmim pins setuptools 60, which has no editable installs by PEP 660
         return
     mim('install', '-e', tree, '--no-build-isolation')
     assert not (mim.site / 'pvt_mm').exists()

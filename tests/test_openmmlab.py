@@ -1,4 +1,4 @@
-"""OpenMMLab's own ways to a config or a model lead to ours: names with ``::``, hub, inferencers."""
+"""OpenMMLab's own tools find our configs and models: names with ``::``, hub, inferencers."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pvt_mm import PVT, PVTv2
 
 from .conftest import ROOT, classifier_file
 
-# They lie in the package, where an editable install has links.
+# An editable install links the configs into the package.
 pytestmark = pytest.mark.skipif(
     not (ROOT / 'pvt_mm/.mim').exists(), reason='pvt_mm is not installed'
 )
@@ -46,8 +46,8 @@ def without_scope(value: object) -> object:
     return [without_scope(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def test_what_a_segmentation_config_names_is_found_in_mmseg(tmp_path):
-    """Reached by name, what has no scope of its own is looked up in a scope of that name."""
+def test_names_in_a_segmentation_config_are_found_in_mmseg(tmp_path):
+    """mmengine looks up names without a scope in a scope called like the package of the config."""
     from mmengine.registry import DATASETS, METRICS
 
     path = tmp_path / 'mine.py'
@@ -67,7 +67,7 @@ def test_what_a_segmentation_config_names_is_found_in_mmseg(tmp_path):
         assert type(METRICS.build(cfg.val_evaluator)).__module__.startswith('mmseg.')
 
 
-def test_configs_of_mmseg_are_found_whatever_it_is_installed_as(tmp_path):
+def test_configs_of_mmseg_are_found_under_both_distributions(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text("_base_ = 'mmseg::_base_/models/fpn_r50.py'\n")
     assert Config.fromfile(path).model.neck.type == 'FPN'
@@ -77,7 +77,8 @@ def test_hub_get_config():
     cfg = get_config('pvt_mm::retinanet/pvt_s_fpn_1x.py')
     assert cfg.model.backbone.arch == 'small'
     cfg = get_config('pvt_mm::backbones/pvt_v2_b2_li.py', pretrained=True)
-    assert cfg.model_path == cfg.model.init_cfg.checkpoint
+    assert cfg.model.init_cfg.checkpoint == 'pvt_v2_b2_li'
+    assert cfg.model_path.endswith('/v2/pvt_v2_b2_li.pth')
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_hub_get_model(name, kind):
 
 
 def test_hub_get_pretrained_model(tmp_path, monkeypatch):
-    """The weights lie where a download would put them."""
+    """The weights are in the cache of downloads."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     folder = tmp_path / 'hub/checkpoints'
     folder.mkdir(parents=True)
@@ -111,7 +112,7 @@ def test_configs_of_backbones(name):
         model = MODELS.build(cfg.model)
     assert type(model) is (PVTv2 if name.startswith('v2_') else PVT)
     assert model.arch['depths'] == type(model).ARCHS[name.removeprefix('v2_')]['depths']
-    assert cfg.model.init_cfg.checkpoint.endswith(f'/v2/pvt_{name}.pth')
+    assert cfg.model.init_cfg.checkpoint == f'pvt_{name}'
 
 
 def test_det_inferencer(tmp_path):
@@ -139,7 +140,7 @@ def test_seg_inferencer(tmp_path):
 
 
 def trained(name: str, folder: Path) -> tuple[Path, str]:
-    """A config and a checkpoint as a Runner writes it, of a model as it was initialised."""
+    """A config, and a checkpoint of its initialised model as a Runner writes it."""
     cfg = Config.fromfile(ROOT / name)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)

@@ -1,5 +1,6 @@
 """Outputs and gradients are those of the authors' code, and of MMDetection's with eps mended."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_mm import PVT, PVTv2
+from benchmarks.peers import builtin
+from pvt_mm import PVT, PVTv2, cpu
 
 from .conftest import ALL_ARCHS, arch_id, randomise
 from .golden import fill
-from .peers import builtin
 
 GOLDEN = np.load(Path(__file__).parent / 'golden/golden.npz')
 GOLDEN_ARCHS = [
@@ -23,6 +24,12 @@ GOLDEN_ARCHS = [
 ]
 # Floor and ceil differ at the odd ones, and stage 4 of the 32 x 32 one is a single token.
 SIZES = [(32, 32), (64, 96), (75, 131)]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=['kernels', 'plain'])
+def _kernels(request):
+    with contextlib.nullcontext() if request.param else cpu.disabled():
+        yield
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -87,7 +94,7 @@ def test_outputs_and_gradients_of_mmdet(cls, arch):
         sum(f.square().mean() for f in found).backward()
         sum(f.square().mean() for f in expected).backward()
         assert relative(x.grad, y.grad) < 1e-8
-    # Gradients of the parameters, accumulated over all sizes, in places that go by one name.
+    # Gradients of parameters that both name alike, accumulated over all sizes.
     for stage in range(1, 5):
         theirs = peer.layers[stage - 1]
         offset = 1 if cls is PVT else 0

@@ -1,4 +1,4 @@
-"""The picked images are the easiest ones, the same for training and validation, and no others."""
+"""The picked images are the easiest ones; training and validation have the same."""
 
 import json
 import shutil
@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / 'tools' / 'dataset'
+from .conftest import ROOT
+
 ADE = 'ade/ADEChallengeData2016'
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, FOLDER / script, *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def pick(source: Path, out: Path, *options: object) -> subprocess.CompletedProcess:
-    return run('pick_images.py', source / 'coco', source / ADE, out, *options)
+    return run('-m', 'benchmarks.pick_images', source / 'coco', source / ADE, out, *options)
 
 
 def refusal(done: subprocess.CompletedProcess) -> str:
-    """The one line of a run that failed on purpose."""
+    """The single line of a run that failed as expected."""
     assert (done.returncode, done.stdout) == (1, '')
     (line,) = done.stderr.splitlines()
     return line
@@ -48,7 +49,7 @@ def read(folder: Path, split: str = 'train') -> dict:
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('made') / 'shapes'
-    done = run('make_shapes.py', out, '--train', 12, '--val', 4, '--size', 64)
+    done = run('tools/make_shapes.py', out, '--train', 12, '--val', 4, '--size', 64)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -76,15 +77,15 @@ def test_the_images_with_the_largest_smallest_object(shapes, picked):
     assert min(sides[i] for i in chosen) >= max(sides[i] for i in others)
     assert min(sides[i] for i in chosen) > min(sides[i] for i in others)  # there was a choice
 
-    # Their entries are complete and as they were.
+    # Their entries are complete and unchanged.
     assert after['categories'] == before['categories']
     for kind, key in (('images', 'id'), ('annotations', 'image_id')):
         expected = [entry for entry in before[kind] if entry[key] in chosen]
         assert sorted(after[kind], key=lambda entry: entry['id']) == expected
 
 
-def test_what_does_not_count_as_easy(source, tmp_path):
-    """Size is measured as training sees it; crowds and images without objects are left out."""
+def test_images_that_are_not_easy(source, tmp_path):
+    """Sizes are those of the resized image; crowds and images without objects are left out."""
     instances = read(source)
     sides = smallest_sides(instances)
     small, crowd, empty, *rest = sorted(sides, key=sides.get, reverse=True)
@@ -99,7 +100,7 @@ def test_what_does_not_count_as_easy(source, tmp_path):
     assert {image['id'] for image in read(tmp_path / 'out')['images']} == set(rest)
     done = pick(source, tmp_path / 'all', '--number', 12)
     images = read(tmp_path / 'all')['images']
-    assert len(images) == 10  # all that there are
+    assert len(images) == 10  # all candidates
     assert images[-1]['id'] == small
     smallest = round(sides[small] * 224 / 640)
     assert f'10 images, {len(read(tmp_path / "all")["annotations"])} objects' in done.stdout
@@ -127,7 +128,7 @@ def test_pairs_of_ade20k(shapes, picked):
 def test_a_folder_with_files_is_refused_and_left_alone(shapes, picked, tmp_path):
     files = sorted(picked.rglob('*'))
     message = refusal(pick(shapes, picked, '--number', 2))
-    assert message == f'{picked} is not empty: remove it or name another folder.'
+    assert message == f'{picked} is not empty, expected a new or empty folder.'
     assert sorted(picked.rglob('*')) == files
 
     (tmp_path / 'empty').mkdir()

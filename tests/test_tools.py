@@ -1,4 +1,4 @@
-"""The tools as a user runs them: subprocesses, on generated data, with the demo's configs."""
+"""The tools as a user runs them: in processes of their own, on generated data."""
 
 import json
 import math
@@ -20,11 +20,10 @@ import torch
 
 from pvt_mm import PVT
 
-from .conftest import classifier_file, import_tool
+from .conftest import ROOT, classifier_file, import_tool
 from .scripts import run_script
-from .test_checkpoint import Planted
+from .weights.test_files import Planted
 
-ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
 pytestmark = pytest.mark.slow
 
@@ -48,7 +47,7 @@ SEGMENTOR += ['model.data_preprocessor.size=(64,64)']
 def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT, new: bool = False) -> str:
     """Standard output and error of a command, which must end with this exit code.
 
-    A Python script runs in a process that has the hosts already, unless ``new``.
+    A Python script runs in a process that has imported the hosts already, unless ``new``.
     """
     command = [str(word) for word in command]
     is_script = command[0].endswith('.py')
@@ -65,7 +64,7 @@ def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT, new: bool 
 
 @pytest.fixture(scope='session')
 def detector(shapes, tmp_path_factory):
-    """A work dir with a detector of one epoch, and what was printed on the way."""
+    """A work dir with a detector of one epoch, and the output of its training."""
     folder = tmp_path_factory.mktemp('detector')
     config = 'configs/demo/retinanet.py'
     printed = run(
@@ -138,7 +137,7 @@ def test_testing_a_segmentor(segmentor, shapes, tmp_path):
     assert re.search(r'mIoU: \d', printed)
     maps = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(out.glob('*.png'))]
     assert len(maps) == 4
-    for labels in maps:  # written as ADE20K has them, from 1
+    for labels in maps:  # from 1, as in ADE20K
         assert labels.shape == (64, 64)
         assert np.isin(labels, range(1, 8)).all()
     assert len(list(pictures.glob('*ADE_val*'))) == 4
@@ -148,7 +147,7 @@ def first_rate(printed: str, epoch: int) -> float:
     return float(re.search(rf'\[{epoch}\]\[1/2\] +lr: (\S+)', printed)[1])
 
 
-# Of DETECTOR, by iteration: a warm-up of 100 iterations and a cosine of 6 epochs of 2.
+# Learning rates of DETECTOR by iteration: a warm-up of 100 iterations, a cosine of 6 epochs of 2.
 RATES = [7e-4 * (0.001 + 0.999 * i / 99) * (1 + math.cos(math.pi * i / 12)) / 2 for i in range(4)]
 
 
@@ -158,7 +157,7 @@ def test_resuming(detector, shapes, tmp_path):
     again = run(
         *(TOOLS / 'train.py', 'configs/demo/retinanet.py', '--work-dir', tmp_path),
         *('--resume', folder / 'epoch_1.pth', '--cfg-options', *DETECTOR, 'train_cfg.max_epochs=2'),
-        *NO_WEIGHTS,  # which nothing looks for, since a checkpoint replaces them
+        *NO_WEIGHTS,  # never looked for, since a checkpoint replaces them
         env=shapes,
     )
     assert 'resumed epoch: 1, iter: 2' in again
@@ -167,7 +166,7 @@ def test_resuming(detector, shapes, tmp_path):
 
 
 def test_scaling_the_learning_rate(shapes, tmp_path):
-    """Eight images per iteration where the config is made for sixteen."""
+    """Eight images per iteration; the config is made for sixteen."""
     printed = run(
         *(TOOLS / 'train.py', 'configs/demo/retinanet.py', '--work-dir', tmp_path),
         *('--auto-scale-lr', '--cfg-options', *DETECTOR),
@@ -187,8 +186,8 @@ def test_mixed_precision_needs_a_gpu(change, shapes, tmp_path):
 
 @pytest.fixture
 def train_tool(shapes, monkeypatch):
-    """Runs tools/train.py here; its runners leave their config in a list and do nothing."""
-    train, seen = import_tool('train'), []
+    """Runs tools/train.py here; its runners record their config and do nothing."""
+    train, seen = import_tool('tools/train'), []
     runner = SimpleNamespace(train=lambda: None)
     for name, method in (('ToolRunner', 'from_cfg'), ('RUNNERS', 'build')):
         stand_in = {method: lambda cfg, name=name: seen.append((name, cfg)) or runner}
@@ -197,8 +196,8 @@ def train_tool(shapes, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(ROOT)
 
-    def start(*arguments):
-        monkeypatch.setattr('sys.argv', ['train.py', 'configs/demo/retinanet.py', *arguments])
+    def start(*arguments, config='configs/demo/retinanet.py'):
+        monkeypatch.setattr('sys.argv', ['train.py', config, *arguments])
         train.main()
         return seen.pop()
 
@@ -210,7 +209,7 @@ def train_tool(shapes, monkeypatch):
     [([], None), (['--amp'], 'float16'), (['--amp', 'bfloat16'], 'bfloat16')],
 )
 def test_mixed_precision(arguments, dtype, train_tool, monkeypatch):
-    """What the Runner would get on a machine with a GPU."""
+    """The config that the Runner gets on a machine with a GPU."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     name, cfg = train_tool(*arguments)
     assert name == 'ToolRunner'
@@ -218,9 +217,49 @@ def test_mixed_precision(arguments, dtype, train_tool, monkeypatch):
     assert cfg.optim_wrapper.get('dtype') == dtype
 
 
-def test_a_runner_of_mmengines(train_tool):
+def test_another_runner(train_tool):
     name, cfg = train_tool('--cfg-options', 'runner_type=FlexibleRunner')
     assert (name, cfg.runner_type) == ('RUNNERS', 'FlexibleRunner')
+
+
+@pytest.mark.parametrize(('arguments', 'kind'), [([], None), (['--amp'], 'AmpOptimWrapper')])
+def test_mmengines_default_optim_wrapper(arguments, kind, train_tool, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    options = ['optim_wrapper._delete_=True', 'optim_wrapper.optimizer.type=SGD']
+    _, cfg = train_tool(*arguments, '--cfg-options', *options)
+    assert cfg.optim_wrapper.get('type') == kind
+    assert cfg.optim_wrapper.optimizer.type == 'SGD'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'kept'),
+    [
+        ([], True),
+        (['--resume', 'epoch_1.pth'], False),
+        (['--cfg-options', 'load_from=epoch_1.pth'], False),
+    ],
+)
+def test_a_checkpoint_replaces_the_weights_of_all_backbones(
+    arguments, kept, train_tool, tmp_path, monkeypatch
+):
+    """As in MMDetection's SoftTeacher, which has its backbone in a detector of its own."""
+    config = ROOT / 'configs/demo/retinanet.py'
+    path = tmp_path / 'semi.py'
+    path.write_text(f"""
+_base_ = '{config}'
+weights = dict(type='Pretrained', checkpoint='weights.pth')
+model = dict(
+    _delete_=True,
+    type='SoftTeacher',
+    detector=dict(type='RetinaNet', backbone=dict(type='PVT', init_cfg=weights)),
+    heads=[dict(backbone=dict(type='mmengine.PVTv2', init_cfg=weights))],
+    other=dict(type='ResNet', init_cfg=weights),
+)
+""")
+    _, cfg = train_tool(*arguments, config=str(path))
+    backbones = cfg.model.detector.backbone, cfg.model.heads[0].backbone
+    assert [backbone.init_cfg is not None for backbone in backbones] == [kept, kept]
+    assert cfg.model.other.init_cfg.checkpoint == 'weights.pth'
 
 
 @pytest.mark.parametrize(
@@ -228,9 +267,13 @@ def test_a_runner_of_mmengines(train_tool):
     [('mmdet', 'maskrcnn', DETECTOR), ('mmseg', 'semfpn', SEGMENTOR)],
 )
 def test_the_stock_tools_of_the_hosts_run_our_configs(host, config, options, shapes, tmp_path):
+    """With a hook of ours too, which ``import pvt_mm`` registers."""
     stock = Path(find_spec(host).origin).parent / '.mim/tools/train.py'
-    arguments = [f'configs/demo/{config}.py', '--work-dir', tmp_path, '--cfg-options', *options]
-    run(stock, *arguments, env=shapes)
+    mine = tmp_path / 'mine.py'
+    hooks = [dict(type='PeakMemoryHook')]
+    mine.write_text(f"_base_ = '{ROOT}/configs/demo/{config}.py'\ncustom_hooks = {hooks}\n")
+    printed = run(stock, mine, '--work-dir', tmp_path, '--cfg-options', *options, env=shapes)
+    assert re.search(r'Epoch\(train\).* memory: \d{3}|Iter\(train\).* memory: \d{3}', printed)
     checkpoint = next(p for p in tmp_path.glob('*_[12].pth'))
     state = torch.load(checkpoint, weights_only=False)['state_dict']
     assert 'backbone.block4.1.attn.kv.weight' in state
@@ -386,23 +429,26 @@ def test_mistakes_of_launching(command, message):
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A program that prints its arguments as JSON, to stand for srun and for Python."""
+    """A program that prints its arguments as JSON, in place of srun and of Python."""
     path = tmp_path / 'srun'
     path.write_text(f'#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n')
     path.chmod(0o755)
     return path
 
 
-def test_slurm(recorder):
+@pytest.mark.parametrize(
+    ('tool', 'arguments'), [('train', ['a b.py', '--amp']), ('test', ['a b.py', 'c.pth'])]
+)
+def test_slurm(tool, arguments, recorder):
     path = f'{recorder.parent}:{os.environ["PATH"]}'
     env = os.environ | dict(PATH=path, GPUS='16', SRUN_ARGS='--time 1 --quiet', PYTHON='py')
-    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'a b.py', '--amp', env=env)
+    printed = run(TOOLS / f'slurm_{tool}.sh', 'part', 'job', *arguments, env=env)
     words = json.loads(printed)
     assert words[:4] == ['--partition', 'part', '--job-name', 'job']
     assert words[words.index('--ntasks') + 1] == '16'
     assert words[words.index('--ntasks-per-node') + 1] == '8'
     assert words[words.index('--gres') + 1] == 'gpu:8'
-    end = ['--time', '1', '--quiet', 'py', '-u', str(TOOLS / 'train.py'), 'a b.py', '--amp']
+    end = ['--time', '1', '--quiet', 'py', '-u', str(TOOLS / f'{tool}.py'), *arguments]
     assert words[-10:] == [*end, '--launcher', 'slurm']
 
 

@@ -1,4 +1,4 @@
-"""Compiled, accumulated, on two processes or sharded: the weights are those of plain training."""
+"""Compiled, accumulated, on two processes or sharded: the same weights as plain training."""
 
 import os
 
@@ -14,7 +14,7 @@ from pvt_mm.engine import ToolRunner
 
 from .conftest import SHALLOW, not_on_torch_2_1, randomise
 
-SIDES = [(64, 64), (64, 96), (96, 64)]  # of an iteration each
+SIDES = [(64, 64), (64, 96), (96, 64)]  # of the images of each iteration
 DDP = dict(cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', static_graph=True)))
 FSDP = dict(
     strategy=dict(
@@ -34,14 +34,14 @@ class Classifier(BaseModel):
         self.backbone = randomise(cls(SHALLOW, drop_path_rate=0.0, with_cp=True))
 
     def init_weights(self) -> None:
-        """Keep what is there, the same in all processes."""
+        """Keep the weights, which are the same in all processes."""
 
     def forward(self, x, mode='tensor'):
         return dict(loss=sum(y.square().mean() for y in self.backbone(x)))
 
 
 def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs):
-    """Gradient descent; each step sees four images, wherever and whenever they come."""
+    """Gradient descent; each step sees four images, on one process or on several."""
     torch.manual_seed(0)
     images = [torch.randn(3, *side) for side in SIDES for _ in range(4)]
     made = runner(
@@ -60,7 +60,7 @@ def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs)
             accumulative_counts=accumulate,
         ),
         default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', interval=1)),
-        experiment_name=work_dir.name,  # of which mmengine keeps a logger each
+        experiment_name=work_dir.name,  # mmengine keeps a logger for each
         **kwargs,
     )
     made.train()
@@ -79,7 +79,8 @@ def train_in_a_group(rank, port, cls, work_dir, kwargs):
             torch.save(state, work_dir / f'{rank}.pth')
     else:
         torch.save(model.module.state_dict(), work_dir / f'{rank}.pth')
-    # In this order, or the group dies with the model, waiting for a thread that waits for the GIL.
+    # In this order: otherwise the group is destroyed with the model, and waits for a thread that
+    # waits for the GIL.
     del model
     dist.barrier()
     dist.destroy_process_group()
@@ -117,7 +118,7 @@ def test_a_compiled_backbone_trains_the_same_at_all_sizes(tmp_path):
     ],
     ids=['static graph', 'accumulation', 'fsdp'],
 )
-def test_two_processes_train_what_one_does(cls, kwargs, tmp_path, free_port):
+def test_two_processes_train_the_same_weights_as_one(cls, kwargs, tmp_path, free_port):
     one = train(cls, tmp_path / 'one').state_dict()
     mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
     for rank in range(2):

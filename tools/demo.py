@@ -1,12 +1,12 @@
-"""Train and test the three heads on a small made dataset, and show what came out.
+"""Train and test the three heads on a small generated dataset, and show the results.
 
     python tools/demo.py [--out work_dirs/demo] [--heads retinanet maskrcnn semfpn]
     python tools/demo.py --heads semfpn --cfg-options train_cfg.max_iters=400
     python tools/demo.py --cfg-options retinanet.train_cfg.max_epochs=8
 
-Every command that it runs is printed and can be typed as well. --cfg-options are passed on to
-tools/train.py and tools/test.py; one that begins with the name of a head concerns that head only.
-The exit code is 0 if every metric reached what HEADS requires, 1 if not.
+It prints every command that it runs, and each can be typed as well. --cfg-options are passed on to
+tools/train.py and tools/test.py; one that begins with the name of a head is for that head only.
+The exit code is 0 if every metric reached the value that HEADS requires, 1 if not.
 """
 
 import argparse
@@ -26,27 +26,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from mmengine.runner import find_latest_checkpoint
 
+from pvt_mm.engine.logs import Curves, Metric, draw_curves, read_curves, read_values
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Metric(NamedTuple):
-    name: str  # as the host reports it, which may put a prefix like coco/ before it
-    unit: float  # of the host's numbers
-    required: float  # from 0 to 1
-
-
-# The name of each configs/demo/HEAD.py in print, and what is measured on the validation images.
+# The title of each configs/demo/HEAD.py, and its metrics on the validation images.
 HEADS = {
     'retinanet': ('RetinaNet', [Metric('bbox_mAP_50', 1, 0.5)]),
     'maskrcnn': ('Mask R-CNN', [Metric('segm_mAP_50', 1, 0.5), Metric('bbox_mAP_50', 1, 0.5)]),
     'semfpn': ('Semantic FPN', [Metric('mIoU', 0.01, 0.5)]),
 }
-Curves = dict[str, list[tuple[int, float]]]  # (iteration, value) of the loss and of each metric
 
 
 class Result(NamedTuple):
     head: str
-    curves: Curves  # while training
+    curves: Curves  # of the training
     values: dict[str, float]  # of each metric, after it
     train_seconds: float
     test_seconds: float
@@ -65,13 +58,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def shown(path: str | Path) -> str:
-    """The path as somebody would type it here."""
+    """The path relative to the current folder if it is inside, otherwise as given."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith('..') else relative
 
 
 def run(tool: str, *arguments: str | Path | int, folder: Path) -> tuple[float, set[Path]]:
-    """Run a script of tools/; the seconds that it took, and what it added to the folder."""
+    """Run a script of tools/; returns its seconds and the files that it added to the folder."""
     command = [shown(sys.executable), shown(ROOT / 'tools' / tool), *map(str, arguments)]
     print(f'\n$ {shlex.join(command)}', flush=True)
     before, start = set(folder.rglob('*')), time.monotonic()
@@ -79,9 +72,9 @@ def run(tool: str, *arguments: str | Path | int, folder: Path) -> tuple[float, s
     try:
         child.wait()
     except KeyboardInterrupt:
-        try:  # Ctrl-C reaches the child too, and it may have a checkpoint to finish
+        try:  # Ctrl-C reaches the child too, which may have to finish a checkpoint
             child.wait(timeout=10)
-        except subprocess.TimeoutExpired:  # it was sent to this process alone
+        except subprocess.TimeoutExpired:  # the signal was sent to this process alone
             child.send_signal(signal.SIGINT)
             child.wait()
         raise
@@ -96,13 +89,13 @@ def run(tool: str, *arguments: str | Path | int, folder: Path) -> tuple[float, s
 
 
 def pick(files: set[Path], pattern: str) -> Path:
-    """The only file that fits."""
+    """The only file that matches."""
     [path] = (path for path in files if path.match(pattern))
     return path
 
 
 def train_and_test(head: str, out: Path, options: list[str]) -> Result:
-    """Run both tools and read what these two runs wrote, whatever older ones left behind."""
+    """Run both tools and read the files of these two runs, not those of older ones."""
     config, folder = shown(ROOT / f'configs/demo/{head}.py'), out / head
     others = {*HEADS} - {head}
     options = [o.removeprefix(f'{head}.') for o in options if o.split('.')[0] not in others]
@@ -116,59 +109,14 @@ def train_and_test(head: str, out: Path, options: list[str]) -> Result:
     return Result(head, curves, read_values(record, metrics), train_seconds, test_seconds)
 
 
-def read_values(record: dict[str, float], metrics: list[Metric]) -> dict[str, float]:
-    """Values from 0 to 1; mmdet leaves out the metrics of a model that detected nothing."""
-    found = {key.split('/')[-1]: value for key, value in record.items()}
-    return {metric.name: metric.unit * found.get(metric.name, 0.0) for metric in metrics}
-
-
-def read_curves(scalars: Path, metrics: list[Metric]) -> Curves:
-    """The loss and the validations of a training, from what mmengine's LocalVisBackend wrote.
-
-    A validation is placed at the last logged iteration: its own step may count epochs.
-    """
-    curves, iteration = {name: [] for name in ('loss', *(metric.name for metric in metrics))}, 0
-    for line in scalars.read_text().splitlines():
-        record = json.loads(line)
-        if 'loss' in record:
-            iteration = record['step']
-            curves['loss'].append((iteration, record['loss']))
-        else:
-            for name, value in read_values(record, metrics).items():
-                curves[name].append((iteration, value))
-    return curves
-
-
-def draw_curves(results: list[Result], path: Path) -> None:
-    figure = Figure(figsize=(4 * len(results), 5.5), layout='constrained')
-    axes = figure.subplots(2, len(results), squeeze=False, sharex='col')
-    for (loss, validation), result in zip(axes.T, results, strict=True):
-        name, metrics = HEADS[result.head]
-        steps, losses = np.array(result.curves['loss']).reshape(-1, 2).T
-        smoothed = [losses[max(0, i - 3) : i + 4].mean() for i in range(len(losses))]
-        loss.plot(steps, losses, color='tab:blue', alpha=0.3)
-        loss.plot(steps, smoothed, color='tab:blue')
-        loss.set(title=name, ylabel='training loss', ylim=(0, 1.05 * losses.max(initial=0.1)))
-        for metric in metrics:
-            points = np.array(result.curves[metric.name]).reshape(-1, 2)
-            validation.plot(*points.T, marker='o', label=metric.name, clip_on=False)
-        validation.axhline(metrics[0].required, color='gray', linestyle='--', label='required')
-        validation.set(xlabel='iteration', ylabel='validation', xlim=(0, None), ylim=(0, 1))
-        validation.legend(loc='lower right')
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.spines[['top', 'right']].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
 def choose_images(annotations: Path) -> list[int]:
-    """The first three images with three shapes or more, or any if there are too few of these."""
+    """The first three images with three shapes or more, then those with fewer."""
     shapes = Counter(a['image_id'] for a in json.loads(annotations.read_text())['annotations'])
     return sorted(sorted(shapes), key=lambda image: shapes[image] < 3)[:3]
 
 
 def draw_predictions(results: list[Result], images: list[int], out: Path, path: Path) -> None:
-    """A row per head of the hosts' pictures, each with the truth in its left half."""
+    """A row of the hosts' pictures for each head; the left half of each is the ground truth."""
     figure = Figure(figsize=(5 * len(images), 2.6 * len(results)), layout='constrained')
     axes = figure.subplots(len(results), len(images), squeeze=False)
     for row, result in zip(axes, results, strict=True):
@@ -219,20 +167,23 @@ def main() -> None:
     args = parse_args()
     out = Path(shown(args.out))
     counts = ['--train', args.train, '--val', args.val]
-    run('dataset/make_shapes.py', out / 'shapes', *counts, folder=out)
+    run('make_shapes.py', out / 'shapes', *counts, folder=out)
     coco, ade = out / 'shapes/coco', out / 'shapes/ade/ADEChallengeData2016'
     os.environ.update(COCO_ROOT=str(coco), ADE_ROOT=str(ade))
     print('\n$', shlex.join(['export', f'COCO_ROOT={coco}', f'ADE_ROOT={ade}']))
 
-    results = [train_and_test(head, out, args.cfg_options) for head in args.heads]
-    rows = summarise(results)
     images = choose_images(coco / 'annotations/instances_val2017.json')
-    draw_predictions(results, images, out, out / 'predictions.png')
-    draw_curves(results, out / 'curves.png')
+    results, predictions = [], out / 'predictions.png'
+    for head in args.heads:
+        results.append(train_and_test(head, out, args.cfg_options))
+        draw_predictions(results, images, out, predictions)
+        print(f'\n{HEADS[head][0]} is done: look at {predictions}.', flush=True)
+    draw_curves([(*HEADS[result.head], result.curves) for result in results], out / 'curves.png')
+    rows = summarise(results)
     (out / 'summary.json').write_text(json.dumps(rows, indent=2) + '\n')
 
     print_table(rows)
-    print(f'\nLook at {out}/predictions.png and {out}/curves.png. The table is kept in')
+    print(f'\nLook at {predictions} and {out}/curves.png. The table is also in')
     print(f'{out}/summary.json, a picture of every validation image in {out}/HEAD/pictures/.')
     sys.stdout.flush()
     missed = [row for row in rows if not row['value'] >= row['required']]

@@ -6,10 +6,16 @@ tools/dist_test.sh configs/semfpn/pvt_s_fpn_40k.py iter_40000.pth 8 --show-dir p
 
 import argparse
 import os
-import sys
 
-from pvt_mm.checkpoint import find_checkpoint
-from pvt_mm.engine import CompleteCheckpointHook, ToolRunner, add_arguments, load_config
+from pvt_mm.engine import (
+    CompleteCheckpointHook,
+    ToolRunner,
+    UsageError,
+    add_arguments,
+    load_config,
+    run,
+)
+from pvt_mm.weights import find_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,10 +26,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint')
     parser.add_argument(
         '--out',
-        help='keep the predictions: detection a pickle file, segmentation a folder of label maps',
+        help='write the predictions: a pickle file of detections, a folder of label maps',
     )
     parser.add_argument(
-        '--show-dir', help='a folder for pictures, ground truth on the left, predictions beside it'
+        '--show-dir',
+        help='a folder for pictures, ground truth left, predictions right',
     )
     add_arguments(parser)
     return parser.parse_args()
@@ -33,15 +40,19 @@ def main() -> None:
     args = parse_args()
     try:
         checkpoint = find_checkpoint(args.checkpoint)
-    except OSError as error:
-        sys.exit(str(error))
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
     cfg = load_config(args, splits=['test'])
     cfg.load_from = str(checkpoint)
     is_segmentor = cfg.default_scope == 'mmseg'
     if args.out and not is_segmentor and not args.out.endswith('.pkl'):
-        sys.exit(f'--out {args.out}: detections are kept in a pickle file, name it *.pkl.')
-    if args.show_dir and 'visualization' not in cfg.default_hooks:
-        sys.exit(f'--show-dir: {args.config} has no default_hooks.visualization to draw with.')
+        raise UsageError(
+            f'--out {args.out}: detections are written to a pickle file, name it *.pkl.'
+        )
+    if args.show_dir and 'visualization' not in cfg.get('default_hooks', {}):
+        raise UsageError(
+            f'--show-dir: {args.config} has no default_hooks.visualization to draw with.'
+        )
     if args.show_dir:
         folder = os.path.abspath(args.show_dir)
         cfg.default_hooks.visualization.update(draw=True, interval=1)
@@ -56,7 +67,7 @@ def main() -> None:
             evaluator.update(output_dir=args.out, keep_results=True)
 
     runner = ToolRunner.from_cfg(cfg)
-    runner.register_hook(CompleteCheckpointHook())
+    runner.add_hook(CompleteCheckpointHook())
     if args.out and not is_segmentor:
         from mmdet.evaluation import DumpDetResults
 
@@ -65,7 +76,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

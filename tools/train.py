@@ -4,17 +4,18 @@
     python tools/train.py configs/semfpn/pvt_s_fpn_40k.py --work-dir work_dirs/mine --resume
     tools/dist_train.sh configs/maskrcnn/pvt_s_fpn_1x.py 8
 
-A config is expected to name its default_scope (mmdet or mmseg) and what mmengine's Runner needs.
+A config needs a default_scope (mmdet or mmseg) and what mmengine's Runner needs.
 """
 
 import argparse
-import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.registry import RUNNERS
 from mmengine.runner import find_latest_checkpoint
 
-from pvt_mm.engine import ToolRunner, add_arguments, load_config
+from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,14 +27,14 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a value from the latest in the work dir',
+        help='continue from this checkpoint; without a value from the latest in the work dir',
     )
     parser.add_argument(
         '--amp',
         nargs='?',
         const='float16',
         choices=['float16', 'bfloat16'],
-        help='automatic mixed precision, in float16 if nothing else is said',
+        help='automatic mixed precision, float16 by default',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -44,34 +45,47 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def find_backbones(model: Any) -> Iterator[dict]:
+    """The configs of all PVTs in the config of a model."""
+    if isinstance(model, dict):
+        kind = model.get('type', '')
+        name = kind if isinstance(kind, str) else kind.__name__  # a class in a pure Python config
+        if name.rpartition('.')[2] in ('PVT', 'PVTv2'):
+            yield model
+        model = list(model.values())
+    if isinstance(model, (list, tuple)):
+        for part in model:
+            yield from find_backbones(part)
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, splits=['train', 'val'])
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    replaced = cfg.get('load_from') or (cfg.get('resume') and find_latest_checkpoint(cfg.work_dir))
-    if replaced and cfg.model.backbone.type in ('PVT', 'PVTv2'):
-        # No download of what will be overwritten; one that does not fill these backbones raises.
-        cfg.model.backbone.init_cfg = None
+    if cfg.get('load_from') or (cfg.get('resume') and find_latest_checkpoint(cfg.work_dir)):
+        # No download of what will be overwritten; a file that does not fill a backbone raises.
+        for backbone in find_backbones(cfg.model):
+            backbone.init_cfg = None
     if args.amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            sys.exit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.')
+            raise UsageError(
+                f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.'
+            )
         cfg.auto_scale_lr.enable = True
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not torch.cuda.is_available():
-        sys.exit(
-            'Mixed precision needs a GPU and there is none: leave --amp out, or, where the config '
+    is_mixed = cfg.optim_wrapper.get('type') == 'AmpOptimWrapper'
+    if is_mixed and not torch.cuda.is_available():
+        raise UsageError(
+            'Mixed precision needs a GPU and there is none: leave --amp out or, if the config '
             'asks for it, pass --cfg-options optim_wrapper.type=OptimWrapper.'
         )
-    # A config asks for mmengine's FlexibleRunner where it shards the model, see docs/benchmark.md.
+    # mmengine's FlexibleRunner shards a model, see docs/train.md.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
     runner.train()
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

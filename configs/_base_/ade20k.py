@@ -14,11 +14,11 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Both steps together are the authors' AlignResize; PVT would drop the rows and columns that
-    # exceed a multiple of 32.
+    # The two steps are the authors' AlignResize. Without it PVT drops the rows and columns beyond
+    # a multiple of 32.
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # last: the truth keeps its size
+    dict(type='LoadAnnotations', reduce_zero_label=True),  # last: the labels keep their size
     dict(type='PackSegInputs'),
 ]
 

@@ -1,7 +1,7 @@
-"""What the 3x recipes for COCO share, under names that no base of MMDetection has."""
+"""Common parts of the 3x recipes for COCO; no base of MMDetection uses these names."""
 
 scales = [(side, 1333) for side in range(480, 801, 32)]
-# Between loading and packing.
+# The steps between loading and packing.
 ms_crop = [
     dict(type='RandomFlip', prob=0.5),
     dict(
@@ -25,6 +25,6 @@ ms_crop = [
         ],
     ),
 ]
-# The authors took over Swin's three keys; this is the one that fits a parameter of PVT. It fits
-# every norm of the backbone, and none of the heads, which are named gn and bn.
+# The authors copied Swin's three keys; only this one matches a parameter of PVT. It matches every
+# norm of the backbone, and none of the heads, whose names are gn and bn.
 norms_undecayed = dict(custom_keys={'norm': dict(decay_mult=0.0)})

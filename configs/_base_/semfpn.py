@@ -1,13 +1,13 @@
 """Semantic FPN as in MMSegmentation's ``_base_/models/fpn_r50.py``, for PVT and ADE20K.
 
-It is written out here, as its neighbours are, since ``mmseg::`` does not resolve where
-MMSegmentation is installed under its fork's name.
+This file and its neighbours do not inherit from ``mmseg::``, which mmengine cannot resolve if
+MMSegmentation is installed under the name of its fork.
 """
 
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 
 model = dict(
-    _scope_='mmseg',  # here and elsewhere: so that pvt_mm:: works too, which is no scope
+    _scope_='mmseg',  # for pvt_mm::, which is no scope of mmengine
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

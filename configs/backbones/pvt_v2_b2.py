@@ -1,10 +1,2 @@
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
-
-model = dict(
-    type='PVTv2',
-    arch='b2',
-    init_cfg=dict(
-        type='Pretrained',
-        checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth',
-    ),
-)
+model = dict(type='PVTv2', arch='b2', init_cfg=dict(type='Pretrained', checkpoint='pvt_v2_b2'))

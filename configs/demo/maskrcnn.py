@@ -1,4 +1,4 @@
-"""Mask R-CNN with PVT-Tiny from scratch on the shapes of tools/dataset/make_shapes.py."""
+"""Mask R-CNN with PVT-Tiny from scratch on the shapes of tools/make_shapes.py."""
 
 _base_ = '../maskrcnn/pvt_t_fpn_1x.py'
 

@@ -1,4 +1,4 @@
-"""RetinaNet with PVT-Tiny from scratch on the shapes of tools/dataset/make_shapes.py."""
+"""RetinaNet with PVT-Tiny from scratch on the shapes of tools/make_shapes.py."""
 
 _base_ = '../retinanet/pvt_t_fpn_1x.py'
 

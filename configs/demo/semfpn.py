@@ -1,4 +1,4 @@
-"""Semantic FPN with PVT-Tiny from scratch on the shapes of tools/dataset/make_shapes.py."""
+"""Semantic FPN with PVT-Tiny from scratch on the shapes of tools/make_shapes.py."""
 
 _base_ = '../semfpn/pvt_t_fpn_40k.py'
 
@@ -15,7 +15,7 @@ model = dict(
 )
 
 dataset = dict(
-    type='BaseSegDataset',  # ADE20KDataset takes no classes but its own
+    type='BaseSegDataset',  # ADE20KDataset accepts only its own classes
     metainfo=dict(classes=classes, palette=palette),
     reduce_zero_label=True,
 )

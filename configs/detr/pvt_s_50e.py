@@ -9,10 +9,7 @@ model = dict(
         arch='small',
         out_indices=3,
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_small.pth',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='pvt_small'),
     ),
     neck=dict(in_channels=[512]),
 )

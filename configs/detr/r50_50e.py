@@ -3,8 +3,8 @@
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 
-# As the authors train. They test the baseline, not PVT, with a divisor of 1; a data preprocessor
-# has one for both.
+# The authors train with 32. They test the baseline, but not PVT, with 1; a data preprocessor has
+# one divisor for both.
 model = dict(data_preprocessor=dict(pad_size_divisor=32))
 
 max_epochs = 50

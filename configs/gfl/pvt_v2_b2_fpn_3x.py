@@ -9,16 +9,13 @@ model = dict(
         type='PVTv2',
         arch='b2',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='pvt_v2_b2'),
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )
 
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # the authors: apex O1
+    type='AmpOptimWrapper',  # the authors use apex O1
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
     paramwise_cfg=_base_.norms_undecayed,
 )

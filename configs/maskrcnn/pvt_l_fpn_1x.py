@@ -1,14 +1,5 @@
 _base_ = './pvt_s_fpn_1x.py'
-
-model = dict(
-    backbone=dict(
-        arch='large',
-        drop_path_rate=0.0,
-        init_cfg=dict(
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_large.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(arch='large', drop_path_rate=0.0, init_cfg=dict(checkpoint='pvt_large')))
 
 # One image per GPU, and the learning rate that goes with it.
 train_dataloader = dict(batch_size=1, num_workers=1)

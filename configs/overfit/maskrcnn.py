@@ -1,4 +1,4 @@
-"""Mask R-CNN with PVT-Tiny, made to memorise the photographs of tools/dataset/pick_images.py."""
+"""Mask R-CNN with PVT-Tiny, overfitted to the photographs of benchmarks/pick_images.py."""
 
 _base_ = '../maskrcnn/pvt_t_fpn_1x.py'
 

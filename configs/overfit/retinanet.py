@@ -1,4 +1,4 @@
-"""RetinaNet with PVT-Tiny, made to memorise the photographs of tools/dataset/pick_images.py."""
+"""RetinaNet with PVT-Tiny, overfitted to the photographs of benchmarks/pick_images.py."""
 
 _base_ = '../retinanet/pvt_t_fpn_1x.py'
 

@@ -1,4 +1,4 @@
-"""Semantic FPN with PVT-Tiny, made to memorise the photographs of tools/dataset/pick_images.py."""
+"""Semantic FPN with PVT-Tiny, overfitted to the photographs of benchmarks/pick_images.py."""
 
 _base_ = '../semfpn/pvt_t_fpn_40k.py'
 
@@ -9,7 +9,7 @@ model = dict(
     decode_head=dict(
         in_channels=[128, 128, 128, 128],
         dropout_ratio=0.0,
-        # Some classes have a few hundred pixels in all, which count as much in mIoU as the others.
+        # mIoU counts every class alike, and some have only a few hundred pixels in all.
         sampler=dict(type='OHEMPixelSampler', thresh=0.9, min_kept=1000),
     ),
 )

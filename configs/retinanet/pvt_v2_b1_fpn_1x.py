@@ -1,10 +1,2 @@
 _base_ = './pvt_v2_b2_fpn_1x.py'
-
-model = dict(
-    backbone=dict(
-        arch='b1',
-        init_cfg=dict(
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b1.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(arch='b1', init_cfg=dict(checkpoint='pvt_v2_b1')))

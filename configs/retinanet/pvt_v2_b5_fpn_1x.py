@@ -1,13 +1,5 @@
 _base_ = './pvt_v2_b2_fpn_1x.py'
-
-model = dict(
-    backbone=dict(
-        arch='b5',
-        init_cfg=dict(
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b5.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(arch='b5', init_cfg=dict(checkpoint='pvt_v2_b5')))
 
 # One image per GPU, and the learning rate that goes with it.
 train_dataloader = dict(batch_size=1, num_workers=1)

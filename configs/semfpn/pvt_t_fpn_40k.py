@@ -1,10 +1,2 @@
 _base_ = './pvt_s_fpn_40k.py'
-
-model = dict(
-    backbone=dict(
-        arch='tiny',
-        init_cfg=dict(
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_tiny.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(arch='tiny', init_cfg=dict(checkpoint='pvt_tiny')))

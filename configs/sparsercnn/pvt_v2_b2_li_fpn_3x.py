@@ -12,10 +12,7 @@ model = dict(
         type='PVTv2',
         arch='b2_li',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2_li.pth',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='pvt_v2_b2_li'),
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )

@@ -1,14 +1,14 @@
 """The deterministic weights and inputs behind golden.npz.
 
-golden.npz holds what the authors' code (whai362/PVT, detection variant, eval mode, float64)
-answers when every tensor of its state dict is ``fill(name, shape)`` and the input is
-``image(h, w)``. NumPy froze the streams of RandomState, so the weights need not be stored.
+golden.npz holds outputs and gradients of the authors' code (whai362/PVT, detection variant, eval
+mode, float64). Every tensor of its state dict is ``fill(name, shape)``, and the input is
+``image(h, w)``. NumPy keeps the streams of RandomState stable, so the weights need not be stored.
 
     ARCH/HxW/stageN/shape         of the output, (B, C, H, W), N = 1..4
     ARCH/HxW/stageN/values        the flattened output at probe(size, h, w, N)
     ARCH/HxW/stageN/mean_std_l2   of the whole output
     ARCH/64x96/loss               the sum over stages of mean(output * cotangent)
-    ARCH/64x96/grad_names, grad_l2    parameters in the authors' names, L2 norms of their gradients
+    ARCH/64x96/grad_names, grad_l2    the authors' parameter names, L2 norms of the gradients
 """
 
 import zlib

@@ -1,6 +1,6 @@
-"""Writes timm.npz: the names of timm's PVTv2 weights, and what its models answer in float64.
+"""Write timm.npz: the names of timm's PVTv2 weights, and outputs of its models in float64.
 
-timm needs torchvision, which the tested stack does not have, hence golden numbers:
+The numbers are stored because timm needs torchvision, which the test environment does not have:
 
     python3.11 -m venv timm && timm/bin/pip install timm==1.0.31
     timm/bin/python -m tests.golden.make_timm

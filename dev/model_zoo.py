@@ -1,10 +1,10 @@
-"""Write the tables of models in README.md and docs/configs.md, from the metafiles.
+"""Write the tables of models in README.md and docs/ from the metafiles.
 
-    python tools/model_zoo.py            # writes what has changed
-    python tools/model_zoo.py --check    # says what would change, exit status 1 if anything
+    python dev/model_zoo.py            # writes the tables that have changed
+    python dev/model_zoo.py --check    # names the documents that would change, exit status 1 if any
 
-A table stands between ``<!-- models: NAMES -->`` and ``<!-- /models -->``, where NAMES are folders
-of configs/, or ``overview`` for the README's.
+A table is between ``<!-- models: NAMES -->`` and ``<!-- /models -->``. NAMES are folders of
+configs/, or ``overview`` for one row per backbone.
 """
 
 import argparse
@@ -15,14 +15,20 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ('README.md', 'docs/configs.md')
 TABLE = re.compile(r'(<!-- models: (.+?) -->\n).*?(<!-- /models -->)', re.DOTALL)
 NOTHING = '–'
 RESULTS = ('box AP', 'mask AP', 'mIoU', 'mIoU (paper)')
 
 
+def documents() -> list[str]:
+    """The README and the pages of docs/ that have a table."""
+    pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+    with_table = (page for page in pages if TABLE.search(page.read_text('utf-8')))
+    return [str(page.relative_to(ROOT)) for page in with_table]
+
+
 def models(folder: str) -> list[dict]:
-    """The entries of a metafile, with what their collection says of all."""
+    """The entries of a metafile, each with the common metadata of its collection."""
     content = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text('utf-8'))
     common = {c['Name']: c.get('Metadata', {}) for c in content['Collections']}
     return [
@@ -32,11 +38,11 @@ def models(folder: str) -> list[dict]:
 
 
 def metrics(model: dict) -> dict[str, float]:
-    return {k: v for result in model['Results'] for k, v in result['Metrics'].items()}
+    return {k: v for result in model.get('Results', ()) for k, v in result['Metrics'].items()}
 
 
 def source(model: dict) -> str:
-    """R for the authors' README, P for a paper, and what of it where the two differ."""
+    """R for the authors' README, P for a paper, "R; P" if the two differ; the trained model."""
     text, both = model['Source'], {'mIoU', 'mIoU (paper)'} <= metrics(model).keys()
     letters = [letter for letter, word in (('R', 'README'), ('P', 'paper')) if word in text]
     found = 'R; P' if both else ', '.join(letters or ['none'])
@@ -46,14 +52,14 @@ def source(model: dict) -> str:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table; what begins with a digit in the first row is aligned to the right."""
+    """A table; columns with a number in the first row are aligned to the right."""
     numbers = [bool(re.match(r'[\d–]', cell)) for cell in rows[0]]
     rule = ['---:' if is_number else '---' for is_number in numbers]
     return ''.join(f'| {" | ".join(row)} |\n' for row in [header, rule, *rows])
 
 
 def recipes(folders: list[str]) -> str:
-    """The configs of folders, a row each."""
+    """A row for each config of the folders."""
     entries = [(folder, model) for folder in folders for model in models(folder)]
     kinds = [kind for kind in RESULTS if any(kind in metrics(model) for _, model in entries)]
     rows = []
@@ -76,19 +82,20 @@ def recipes(folders: list[str]) -> str:
 
 
 def backbones() -> str:
-    """The ImageNet classifiers, of which the configs take all but the head."""
+    """The ImageNet classifiers; the configs use all of them but the head."""
     rows = []
     for model in models('backbones'):
         data, name = model['Metadata'], model['Name']
         rows.append(
             [
-                *(f'[{name}]({model["Weights"]})', data['Backbone']),
-                *(
-                    f'{data["Parameters (M)"]:.2f}',
-                    f'{data["Parameters of the classifier (M)"]:.2f}',
-                ),
-                *(str(data['Published Parameters (M)']), f'{data["FLOPs (G)"]:.2f}'),
-                *(str(data['Published FLOPs (G)']), str(metrics(model)['Top 1 Accuracy'])),
+                f'[{name}]({model.get("Weights", "../" + model["Config"])})',
+                data['Backbone'],
+                f'{data["Parameters (M)"]:.2f}',
+                f'{data["Parameters of the classifier (M)"]:.2f}',
+                str(data.get('Published Parameters (M)', NOTHING)),
+                f'{data["FLOPs (G)"]:.2f}',
+                str(data.get('Published FLOPs (G)', NOTHING)),
+                str(metrics(model).get('Top 1 Accuracy', NOTHING)),
             ]
         )
     header = ['Name, weights', 'Backbone', 'Params (M)', 'with classifier', 'published']
@@ -96,7 +103,7 @@ def backbones() -> str:
 
 
 def overview() -> str:
-    """Three heads side by side, a row per backbone."""
+    """A row for each backbone, with the results of three heads."""
     columns = [('retinanet', '_1x'), ('maskrcnn', '_1x'), ('semfpn', '_40k')]
     rows: dict[str, list[str]] = {}
     for folder, schedule in columns:
@@ -114,7 +121,7 @@ def overview() -> str:
 
 
 def render(document: str) -> str:
-    """A document with its tables made anew."""
+    """The text of a document with its tables written again."""
 
     def table(match: re.Match) -> str:
         made = {'overview': overview, 'backbones': backbones}.get(match[2])
@@ -127,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--check', action='store_true', help='write nothing')
+    parser.add_argument('--check', action='store_true', help='only compare; write nothing')
     args = parser.parse_args()
-    changed = [name for name in DOCUMENTS if render(name) != (ROOT / name).read_text('utf-8')]
+    changed = [name for name in documents() if render(name) != (ROOT / name).read_text('utf-8')]
     for name in changed:
         if not args.check:
             (ROOT / name).write_text(render(name), 'utf-8')

@@ -1,11 +1,11 @@
-"""Pick the few training images that are easiest to memorise, as a data set of their own.
+"""Copy the few training images that are easiest to memorise into a data set of their own.
 
-    python tools/dataset/pick_images.py data/coco data/ade/ADEChallengeData2016 OUT
+    python -m benchmarks.pick_images data/coco data/ade/ADEChallengeData2016 OUT
 
-Takes the COCO images whose smallest object is largest (its shorter side at 320 x 224 pixels), and
-the first ADE20K images by name. Training and validation split of the result are the same images:
-it shows whether a model can fit real photographs, and says nothing about others. OUT has to be new
-or empty.
+These are the COCO images whose smallest object is largest (its shorter side at 320 x 224 pixels),
+and the first ADE20K images by name. The training and validation splits hold the same images: the
+data set shows that a model can fit real photographs, and nothing about unseen ones. OUT has to be
+new or empty.
 """
 
 import argparse
@@ -60,7 +60,12 @@ def pick_ade(source: Path, target: Path, number: int) -> None:
 
 
 def check(coco: Path, ade: Path, out: Path) -> None:
-    """Refuse, before anything is written, what would end half way or mix two picks."""
+    """Check the three folders before anything is written.
+
+    Raises:
+        FileNotFoundError: a folder or file of COCO or ADE20K is missing.
+        FileExistsError: ``out`` is a file, or not empty.
+    """
     annotations = 'annotations/instances_train2017.json'
     if not (coco / annotations).is_file():
         raise FileNotFoundError(
@@ -74,7 +79,7 @@ def check(coco: Path, ade: Path, out: Path) -> None:
                 f'annotations/training/*.png in {ade}.'
             )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f'{out} is not empty: remove it or name another folder.')
+        raise FileExistsError(f'{out} is not empty, expected a new or empty folder.')
 
 
 def main() -> None:
@@ -84,7 +89,7 @@ def main() -> None:
     parser.add_argument('coco', type=Path)
     parser.add_argument('ade', type=Path)
     parser.add_argument('out', type=Path)
-    parser.add_argument('--number', type=int, default=20, help='images of each')
+    parser.add_argument('--number', type=int, default=20, help='images of each data set')
     args = parser.parse_args()
     if args.number < 1:
         parser.error(f'--number is {args.number}, expected 1, 2, ...')
@@ -92,7 +97,7 @@ def main() -> None:
         check(args.coco, args.ade, args.out)
         pick_coco(args.coco, args.out / 'coco', args.number)
         pick_ade(args.ade, args.out / 'ade/ADEChallengeData2016', args.number)
-    except OSError as error:  # also an image that is listed and not there
+    except OSError as error:  # also a missing image that the annotations list
         sys.exit(str(error))
 
 

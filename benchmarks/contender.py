@@ -1,11 +1,9 @@
-"""One contender of tools/benchmark.py, in a process of its own, which may be another Python.
+"""One contender of benchmarks/speed.py, in a process of its own, which may be another Python.
 
-Reads a JSON object from each line of standard input and answers with one. It needs torch, and of
-pvt_mm, mmdet, timm and transformers only what it is asked for.
+It reads lines from standard input, first a task in JSON and then commands, and answers each with a
+line of JSON. It needs torch and the library of its task, but neither pvt_mm nor mmengine.
 """
 
-import contextlib
-import importlib.util
 import json
 import os
 import resource
@@ -16,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .peers import BUILDERS, load, mmdet_config, version
 
 Maps = list[Tensor]
 aten = torch.ops.aten
-# What a network cannot do without: the products of its linear layers, convolutions and attention.
+# The matrix products of linear layers, convolutions and attention, which no network can leave out.
 PRODUCTS = (
     *('mm', 'addmm', 'addmm_', 'bmm', 'baddbmm', '_linear_pointwise'),
     *('convolution', 'convolution_backward'),
@@ -32,98 +32,8 @@ PRODUCTS = (
 )
 
 
-def build_ours(task: dict) -> nn.Module:
-    import pvt_mm
-
-    cls = pvt_mm.PVTv2 if task['version'] == 2 else pvt_mm.PVT
-    return cls(task['arch'], drop_path_rate=0.0, with_cp=task['with_cp'])
-
-
-def mmdet_config(task: dict) -> dict:
-    numbers = task['numbers']
-    return dict(
-        type='mmdet.PyramidVisionTransformer' + ('V2' if task['version'] == 2 else ''),
-        embed_dims=numbers['embed_dims'][0] // numbers['num_heads'][0],
-        num_layers=numbers['depths'],
-        num_heads=numbers['num_heads'],
-        mlp_ratios=numbers['mlp_ratios'],
-        sr_ratios=numbers['sr_ratios'],
-        drop_path_rate=0.0,
-    )
-
-
-def build_mmdet(task: dict) -> nn.Module:
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
-
-    register_all_modules()
-    return MODELS.build(mmdet_config(task))
-
-
-def build_timm(task: dict) -> nn.Module:
-    import timm
-
-    return timm.create_model(f'pvt_v2_{task["arch"]}', features_only=True)
-
-
-def build_hf(task: dict) -> nn.Module:
-    import transformers
-
-    numbers = task['numbers']
-    common = dict(
-        hidden_sizes=numbers['embed_dims'],
-        depths=numbers['depths'],
-        num_attention_heads=numbers['num_heads'],
-        mlp_ratios=numbers['mlp_ratios'],
-    )
-    if task['version'] == 1:
-        config = transformers.PvtConfig(sequence_reduction_ratios=numbers['sr_ratios'], **common)
-        return transformers.PvtModel(config)
-    config = transformers.PvtV2Config(
-        sr_ratios=numbers['sr_ratios'], linear_attention=numbers['linear'], **common
-    )
-    return transformers.PvtV2Model(config)
-
-
-def build_official(task: dict) -> nn.Module:
-    """A file with the authors' interface: ``pvt_small(pretrained=None)``, ``pvt_v2_b2(...)``."""
-    spec = importlib.util.spec_from_file_location('official', task['official'])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, task['name'])(pretrained=None)
-
-
-BUILDERS = dict(
-    ours=build_ours,
-    mmdet=build_mmdet,
-    timm=build_timm,
-    hf=build_hf,
-    official=build_official,
-)
-
-
-def load(model: nn.Module, task: dict) -> None:
-    state = torch.load(task['weights'], weights_only=True)
-    if task['peer'] == 'official':  # the detection code leaves the classifier's norm out
-        state = {key: value for key, value in state.items() if not key.startswith('norm.')}
-    if task['peer'] == 'timm':
-        state = {key.replace('stages.', 'stages_', 1): value for key, value in state.items()}
-    model.load_state_dict(state)
-
-
-def version(peer: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as of
-
-    names = dict(mmdet=('onedl-mmdetection', 'mmdet'), timm=('timm',), hf=('transformers',))
-    for name in names.get(peer, ()):
-        with contextlib.suppress(PackageNotFoundError):
-            return f'{name} {of(name)}'
-    return ''
-
-
 class Recorder(TorchDispatchMode):
-    """The matrix products that run, with tensors like theirs."""
+    """Records the matrix products that run, with stand-ins for their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +48,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def replace(self, value: object) -> object:
-        """A tensor of the same sizes and strides; one serves all that are alike."""
+        """A tensor of the same sizes, strides and dtype, shared by all such arguments."""
         if not isinstance(value, Tensor):
             return value
         key = (value.shape, value.stride(), value.dtype)
@@ -153,7 +63,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Clock(TorchDispatchMode):
-    """The seconds that each operator takes."""
+    """Measures the seconds of each operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +77,7 @@ class Clock(TorchDispatchMode):
 
 
 class Contender:
-    """A model, or the products of one, that can take a step again and again."""
+    """A model, or only its matrix products, that runs one step at a time."""
 
     def __init__(self, task: dict) -> None:
         torch.set_num_threads(task['threads'])
@@ -204,8 +114,11 @@ class Contender:
         return [x.detach() for x in maps]
 
     def step(self) -> dict:
-        """One step: seconds, those of all cores in the operating system (which hands out memory),
-        and the peak of memory above what was there before, in bytes.
+        """Run a step.
+
+        Returns:
+            ``seconds``; ``parts`` with the seconds that all cores spend in the operating system,
+            which allocates memory; the ``peak`` of memory and its increase (``step``) in bytes.
         """
         before = reset_peak(self.device)
         self.synchronise()
@@ -227,7 +140,7 @@ class Contender:
             torch.cuda.synchronize()
 
     def profile(self) -> dict[str, float]:
-        """Seconds of a step by operator; what is left of it is torch's and Python's own."""
+        """Seconds of a step by operator; ``other`` is the overhead of torch and Python."""
         start = time.perf_counter()
         with Clock() as clock:
             self.run_model()
@@ -235,13 +148,13 @@ class Contender:
         return dict(clock.seconds, other=total - sum(clock.seconds.values()))
 
     def probe(self) -> list[float]:
-        """Size of the last map and a few numbers of it, to see that all compute the same."""
+        """The size of the last map and up to 64 of its values, to compare the contenders."""
         size = self.last.numel()
         return [size, *self.last[:: max(size // 64, 1)][:64].tolist()]
 
 
 class Detector:
-    """A config that is trained or tested by the real Runner, which waits for its turn in a hook."""
+    """A config under the real Runner, whose hook waits for a line before each iteration."""
 
     def __init__(self, task: dict, answer: Callable[[dict], None]) -> None:
         from mmengine.config import Config
@@ -265,7 +178,7 @@ class Detector:
         if task['compile']:
             cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBackboneHook')]
         for split in ('train', 'val', 'test'):
-            # No process of its own for loading: it would work while others have their turn.
+            # A worker process would load images during the turns of the other contenders.
             cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
 
         turns = self
@@ -297,12 +210,12 @@ class Detector:
             return
 
     def watch(self, runner) -> None:
-        """Before the first iteration: the same weights for all, and a clock for each part."""
+        """Before the first iteration: load the common weights and put a clock on each part."""
         model = runner.model
         model.backbone.load_state_dict(torch.load(self.task['weights'], weights_only=True))
         path = Path(self.task['folder']).with_name('rest.pth')
         rest = {name: child for name, child in model.named_children() if name != 'backbone'}
-        if not path.exists():  # no checkpoint, and this is ours, which starts first
+        if not path.exists():  # without a checkpoint: this is the first contender, ours
             torch.save({name: child.state_dict() for name, child in rest.items()}, path)
         for name, state in torch.load(path, weights_only=True).items():
             rest[name].load_state_dict(state)
@@ -360,7 +273,7 @@ def reset_peak(device: torch.device) -> int:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path('/proc/self/clear_refs').write_text('5')  # VmHWM begins anew
+    Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM
     return status('VmRSS')
 
 
@@ -375,7 +288,7 @@ def status(key: str) -> int:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what the libraries print is no answer
+    os.dup2(2, 1)  # standard output of the libraries must not mix with the answers
     task = json.loads(sys.stdin.readline())
 
     def answer(content: dict) -> None:
@@ -393,7 +306,7 @@ def main() -> None:
                 answer(contender.step())
             else:
                 answer({wanted: getattr(contender, wanted)()})
-    except Exception as error:  # reported by the parent, which names who is left out and why
+    except Exception as error:  # the parent names the contenders that it leaves out, and why
         answer(dict(error=f'{type(error).__name__}: {error}'))
 
 

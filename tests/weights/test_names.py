@@ -1,4 +1,4 @@
-"""Weights of other libraries: their own models, filled with random numbers, answer as ours."""
+"""Weights of other libraries: with the same random weights their models and ours agree."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,20 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from benchmarks.peers import builtin
 from pvt_mm import PVT, PVTv2
-from pvt_mm.formats import LIBRARIES, find_sources, from_pvt_mm, to_pvt_mm
+from pvt_mm.weights.names import (
+    LIBRARIES,
+    find_backbone,
+    find_sources,
+    from_pvt_mm,
+    to_pvt_mm,
+)
 
-from .conftest import all_archs, arch_id, classifier_file, randomise
-from .golden import fill
-from .peers import builtin
+from ..conftest import SMALL, all_archs, arch_id, classifier_file, randomise
+from ..golden import fill
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMM = np.load(ROOT / 'tests/golden/timm.npz')
 PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
 
@@ -49,13 +55,14 @@ def without_linear(pairs):
 
 def write_all(model: nn.Module):
     for library in LIBRARIES:
-        if library != 'timm' or isinstance(model, PVTv2):
+        has_model = dict(timm=isinstance(model, PVTv2), mmdet=not model.arch['linear'])
+        if has_model.get(library, True):
             yield library, from_pvt_mm(model.state_dict(), library)
 
 
 @all_archs
 def test_every_tensor_has_its_place(cls, arch):
-    """As the load hook sees it: names and shapes; the next test has the values."""
+    """Names and shapes, for the load hook; the next test compares values."""
     with torch.device('meta'):
         model, twin = cls(arch), cls(arch)
     for _, written in write_all(model):
@@ -80,7 +87,7 @@ def test_round_trips_are_exact(cls, arch):
 
 @pytest.mark.parametrize(('cls', 'arch'), without_linear(PEERS), ids=arch_id)
 def test_mmdetection(cls, arch):
-    """Its state dict, its outputs with its own eps, and what we write for it."""
+    """Its state dict, its outputs with its own eps, and the state dict that we write."""
     peer = randomise(builtin(cls(arch), mend=False)).eval().double()
     model = cls(arch, norm_eps=1e-6).eval().double()
     model.load_state_dict(peer.state_dict(), strict=True)
@@ -121,7 +128,7 @@ def peer_in_our_names(peer: nn.Module) -> dict:
 
 @pytest.mark.parametrize(('cls', 'arch'), PEERS, ids=arch_id)
 def test_classifiers_of_hugging_face(cls, arch):
-    """Ours as theirs: every tensor has its place; theirs as ours: the classifier is left out."""
+    """Every tensor of ours has a place in theirs; of theirs the classifier is left out."""
     model = cls(arch)
     state = classifier_file(model)
     peer = hugging_face(model, with_classifier=True)
@@ -134,7 +141,7 @@ def test_classifiers_of_hugging_face(cls, arch):
 @pytest.mark.parametrize('arch', ['b0', 'b2_li'])
 @pytest.mark.parametrize('names', ['names', 'feature_names'])
 def test_timm(arch, names):
-    """Its names, its outputs, and what we write for it, by golden/make_timm.py."""
+    """Its names and outputs, recorded by golden/make_timm.py, and the names that we write."""
     golden = {
         key.removeprefix(f'pvt_v2_{arch}/'): TIMM[key] for key in TIMM if f'v2_{arch}/' in key
     }
@@ -162,13 +169,52 @@ def test_timm(arch, names):
     }
 
 
-def test_timm_has_no_v1():
-    with pytest.raises(ValueError, match='timm has no PVT v1, expected one of pvt_mm, mmdet'):
-        from_pvt_mm(PVT('tiny').state_dict(), 'timm')
+@pytest.mark.parametrize(
+    ('cls', 'arch', 'library', 'message'),
+    [
+        (PVT, 'tiny', 'timm', 'timm has no PVT v1, expected one of pvt_mm, mmdet'),
+        (PVTv2, 'b2_li', 'mmdet', r'mmdet has no PVTv2 with linear attention \(b2_li\), expected'),
+        (PVTv2, dict(SMALL, linear=True), 'mmdet', 'mmdet has no PVTv2 with linear attention'),
+    ],
+    ids=str,
+)
+def test_libraries_without_such_a_model(cls, arch, library, message):
+    with torch.device('meta'):
+        state = cls(arch).state_dict()
+    with pytest.raises(ValueError, match=message):
+        from_pvt_mm(state, library)
 
 
-def test_a_detector_that_mmdetection_trained():
-    """Given to our config with MMDetection's eps, it answers as in MMDetection."""
+@pytest.mark.parametrize('library', ['mmdet', 'hf'])
+def test_tensors_without_a_place_are_not_converted(library):
+    state = PVT(SMALL).state_dict() | {'block1.0.attn.q.lora_A.weight': torch.zeros(2, 16)}
+    with pytest.raises(ValueError, match=r'1 tensors are not .* a PVT, first block1\.0.*lora'):
+        from_pvt_mm(state, library)
+
+
+@pytest.mark.parametrize('is_recorded', [True, False])
+@pytest.mark.parametrize('size', [(160, 320), (64, 160), (32, 64), (64, 256), 224, 32], ids=str)
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_no_token_is_lost(library, size, is_recorded):
+    """50 tokens are 5 x 10, and not 7 x 7 with a class token."""
+    if library == 'timm':
+        return
+    arch = dict(SMALL) | {key: (*values, values[-1]) for key, values in SMALL.items()}
+    model = randomise(PVT(arch, pretrain_img_size=size))
+    state = model.state_dict() if is_recorded else dict(model.state_dict())
+    written = from_pvt_mm(state, library)
+    source, _, again = find_backbone(written)
+    assert source == library
+    for stage in range(1, 5):
+        found, expected = again[f'pos_embed{stage}'], state[f'pos_embed{stage}']
+        if library == 'hf' and stage == 4:  # whose class token a backbone does not have
+            assert (found[:, 0] == 0).all()
+            found = found[:, 1:]
+        assert torch.equal(found, expected), stage
+
+
+def test_a_detector_of_mmdetection():
+    """In our config, with MMDetection's eps, it has the same outputs."""
     init_default_scope('mmdet')
     from mmdet.registry import MODELS as DETECTORS
 

@@ -1,21 +1,21 @@
 """Compare this backbone with MMDetection's, timm's, Hugging Face's and the authors' own.
 
-    python tools/benchmark.py pvt_small --size 800 1344
-    python tools/benchmark.py pvt_v2_b2 --mode train --peers mmdet timm \\
+    python -m benchmarks.speed pvt_small --size 800 1344
+    python -m benchmarks.speed pvt_v2_b2 --mode train --peers mmdet timm \\
         --peer-python timm=PATH/bin/python --json v2.json --plot v2.png
-    python tools/benchmark.py pvt_small --peers official --official PATH/detection/pvt.py
-    python tools/benchmark.py pvt_small --size 224 224 --size 512 512 --batch 1 2
-    python tools/benchmark.py pvt_small --sweep 224 448 896 1600 --plot memory.png
-    python tools/benchmark.py --config configs/retinanet/pvt_s_fpn_1x.py --mode train
+    python -m benchmarks.speed pvt_small --peers official --official PATH/detection/pvt.py
+    python -m benchmarks.speed pvt_small --size 224 224 --size 512 512 --batch 1 2
+    python -m benchmarks.speed pvt_small --sweep 224 448 896 1600 --plot memory.png
+    python -m benchmarks.speed --config configs/retinanet/pvt_s_fpn_1x.py --mode train
 
-All have the same weights and the same image. Each contender is a process of its own; they take
-turns, and what is compared is the median over the turns of the ratio to ours in the same turn. The
-roofline is the time that the matrix products of our step (linear, convolution, attention), in their
-own shapes, take alone. A peer that cannot be had is named and left out. Where several modes, sizes,
-batches or dtypes are given, every combination is measured, and a table sums them up.
+All contenders have the same weights and the same image. Each runs in a process of its own. They
+take turns, and a ratio is the median over the turns of the ratio to ours within one turn. The
+roofline is the time of our matrix products alone (linear layers, convolutions, attention), in the
+shapes of our step. A peer that cannot run is reported and left out. Several modes, sizes, batches
+or dtypes are measured in every combination and summed up in one table.
 
-A config is trained or tested by the Runner on its own data, once as it is and once with
-MMDetection's backbone in place of ours, and its time is divided among the parts of an iteration.
+With --config the Runner trains or tests a whole model on its own data, once as it is and once with
+MMDetection's backbone, and the time of an iteration is divided among its parts.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -33,30 +34,26 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pvt_mm.checkpoint import WEIGHTS, read_checkpoint
-from pvt_mm.formats import from_pvt_mm
-from pvt_mm.weights import unwrap
+from pvt_mm import PVTv2, flops
+from pvt_mm.weights import read_checkpoint
+from pvt_mm.weights.names import from_pvt_mm, unwrap
 
-sys.path.insert(0, str(Path(__file__).parent))
-import get_flops
-
+ROOT = Path(__file__).parents[1]
 PEERS = ('mmdet', 'timm', 'hf', 'official')
-CHILD = Path(__file__).with_name('benchmark_peer.py')
-BACKBONES = CHILD.parents[1] / 'configs' / 'backbones'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('model', nargs='?', help=f'one of {", ".join(WEIGHTS)}')
+    known = flops.backbones()
+    parser.add_argument('model', nargs='?', help=f'one of {", ".join(known)}')
     parser.add_argument('--config', help='a whole detector or segmentor instead')
-    parser.add_argument('--checkpoint', help='of that detector; random weights without it')
+    parser.add_argument('--checkpoint', help='of that model; default: random weights')
     parser.add_argument('--mode', choices=['inference', 'train'], nargs='+', default=['inference'])
     parser.add_argument(
         '--size',
@@ -64,17 +61,17 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         action='append',
         metavar=('H', 'W'),
-        help='800 1344 if nothing else is said; again for another',
+        help='of the image, repeatable; default: 800 1344',
     )
     parser.add_argument(
-        '--sweep', type=int, nargs='+', metavar='SIDE', help='memory over the sides of a square'
+        '--sweep', type=int, nargs='+', metavar='SIDE', help='memory by the side of a square image'
     )
     parser.add_argument('--batch', type=int, nargs='+', default=[1])
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], nargs='+', default=['float32'])
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--compile', action='store_true', help='torch.compile all contenders')
-    parser.add_argument('--with-cp', action='store_true', help='ours with checkpointing, as well')
+    parser.add_argument('--with-cp', action='store_true', help='also ours with checkpointing')
     parser.add_argument('--peers', nargs='*', choices=PEERS, default=PEERS[:3])
     parser.add_argument('--official', type=Path, help="a file with the authors' functions")
     parser.add_argument(
@@ -82,42 +79,42 @@ def parse_args() -> argparse.Namespace:
         nargs='*',
         default=[],
         metavar='PEER=PYTHON',
-        help='another Python for a peer that cannot be imported here',
+        help='another Python for a peer that this one cannot import',
     )
     parser.add_argument(
-        '--profile', action='store_true', help='where the time of our own step goes, on a CPU'
+        '--profile', action='store_true', help='time of our own step by operator, on a CPU'
     )
-    parser.add_argument('--pairs', type=int, default=5, help='how many turns each contender has')
+    parser.add_argument('--pairs', type=int, default=5, help='turns of each contender')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    parser.add_argument('--json', type=Path, help='write the numbers')
-    parser.add_argument('--plot', type=Path, help='draw them')
+    parser.add_argument('--json', type=Path, help='file for the numbers')
+    parser.add_argument('--plot', type=Path, help='file for a chart')
     args = parser.parse_args()
     if (args.model is None) == (args.config is None):
-        parser.error('expected a model or --config, and not both.')
+        parser.error('expected either a model or --config.')
     if args.config:
         for name in ('size', 'batch', 'dtype', 'sweep', 'peers', 'official'):
             if getattr(args, name) != parser.get_default(name):
-                parser.error(f'--{name} is for backbones alone; for --config see --cfg-options.')
+                parser.error(f'--{name} is for backbones; with --config use --cfg-options.')
         with contextlib.redirect_stdout(sys.stderr):  # mmengine's log
             backbone = Config.fromfile(args.config).model.backbone
-        prefix = {'PVT': 'pvt_', 'PVTv2': 'pvt_v2_'}.get(backbone.type)
-        args.model = prefix and prefix + str(backbone.arch)
+        names = {(cls.__name__, arch): name for name, (cls, arch) in known.items()}
+        args.model = names.get((backbone.type, str(backbone.get('arch'))))
         args.peers = ['mmdet']
     elif args.checkpoint:
-        parser.error('--checkpoint belongs to a --config.')
+        parser.error('--checkpoint needs --config.')
     if args.profile and (args.config or args.sweep or not args.device.startswith('cpu')):
-        parser.error('--profile is for one setting of a backbone, on a CPU.')
-    if args.model not in WEIGHTS:
-        parser.error(f'{args.config or args.model}: expected one of {", ".join(WEIGHTS)}')
+        parser.error('--profile needs a backbone and one setting, on a CPU.')
+    if args.model not in known:
+        parser.error(f'{args.config or args.model}: expected one of {", ".join(known)}.')
     args.size = args.size or [(800, 1344)]
     several = len(list(settings(args))) > 1
     if several and (args.plot or args.sweep or args.profile):
-        parser.error('--plot, --sweep and --profile take one mode, size, batch and dtype.')
+        parser.error('--plot, --sweep and --profile need one mode, size, batch and dtype.')
     return args
 
 
 def settings(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """The arguments for each combination of what can be given several times."""
+    """The arguments for each combination of mode, size, batch and dtype."""
     names = ('mode', 'size', 'batch', 'dtype')
     for values in itertools.product(*(getattr(args, name) for name in names)):
         yield argparse.Namespace(**vars(args) | dict(zip(names, values, strict=True)))
@@ -128,9 +125,16 @@ class Child:
 
     def __init__(self, task: dict, python: str) -> None:
         self.name = task['title']
+        # The other Python need not have this repository on its path, and paths in the task are
+        # relative to the present folder.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         try:
             self.process = subprocess.Popen(
-                [python, str(CHILD)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [python, '-m', 'benchmarks.contender'],
+                env=os.environ | dict(PYTHONPATH=path),
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
         except OSError as error:
             self.about = dict(error=str(error))
@@ -154,19 +158,19 @@ class Child:
 
 
 def start(args: argparse.Namespace, folder: Path) -> tuple[list[Child], list[str]]:
-    """The contenders that can be had, ours first, and a line for each that cannot."""
-    version = 2 if args.model.startswith('pvt_v2_') else 1
-    model = build(args.model)
+    """The contenders that start, ours first, and a line for each that does not."""
+    cls, arch = flops.backbones()[args.model]
+    model = cls(arch)
     if args.checkpoint:
-        trained(model, args.checkpoint, folder)
+        load_detector(model, args.checkpoint, folder)
     else:
         fill(model)
     weights = as_classifier(model)
     pythons = dict(pair.split('=', 1) for pair in args.peer_python)
     common = dict(
         name=args.model,
-        arch=args.model.removeprefix('pvt_v2_' if version == 2 else 'pvt_'),
-        version=version,
+        arch=arch,
+        version=2 if cls is PVTv2 else 1,
         numbers=model.arch,
         official=str(args.official) if args.official else None,
         with_cp=False,
@@ -198,13 +202,8 @@ def start(args: argparse.Namespace, folder: Path) -> tuple[list[Child], list[str
     return children, left_out
 
 
-def build(model: str) -> torch.nn.Module:
-    cfg = Config.fromfile(BACKBONES / f'{model}.py').model
-    return MODELS.build(cfg | dict(init_cfg=None))
-
-
 def fill(model: torch.nn.Module) -> None:
-    """Random weights of a size that keeps the activations in range."""
+    """Random weights, scaled to keep the activations in range."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
@@ -214,8 +213,8 @@ def fill(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
 
 
-def trained(model: torch.nn.Module, checkpoint: str, folder: Path) -> None:
-    """Fill the backbone from a detector, and leave the rest of it for all contenders."""
+def load_detector(model: torch.nn.Module, checkpoint: str, folder: Path) -> None:
+    """Fill a backbone from a detector's checkpoint, and write ``rest.pth``: all other parts."""
     state = unwrap(read_checkpoint(checkpoint))
     model.load_state_dict(state)
     rest: dict[str, dict] = {}
@@ -227,10 +226,10 @@ def trained(model: torch.nn.Module, checkpoint: str, folder: Path) -> None:
 
 
 def as_classifier(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights as the authors' classifiers have them, from which those of others are made."""
+    """The weights in the layout of the authors' classifiers, as every conversion expects them."""
     state = model.state_dict()
     last = state.get('pos_embed4')
-    if last is not None:  # the authors' v1 has a slot for the class token, and a norm after it
+    if last is not None:  # v1: a slot for the class token, and the classifier's norm
         state['pos_embed4'] = torch.cat([torch.zeros_like(last[:, :1]), last], dim=1)
         state |= {'norm.weight': torch.ones(last.shape[2]), 'norm.bias': torch.zeros(last.shape[2])}
     return state
@@ -239,7 +238,16 @@ def as_classifier(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def measure(
     children: list[Child], pairs: int, warm_up: int = 1
 ) -> tuple[dict[str, list[dict]], list[str]]:
-    """Turns of one step each, the first of which are not counted; and who dropped out."""
+    """Run turns of one step each.
+
+    Args:
+        children: The contenders; those that fail are removed.
+        pairs: Turns to record.
+        warm_up: Turns before them, not recorded.
+
+    Returns:
+        The answers of each contender, and a line for each that failed.
+    """
     turns: dict[str, list[dict]] = {child.name: [] for child in children}
     left_out = []
     for turn in range(-warm_up, pairs):
@@ -258,7 +266,7 @@ def measure(
 def summarise(
     turns: dict[str, list[dict]], gflop: float | None = None, batch: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Medians over the turns; ratios to ours are those of the same turn."""
+    """Medians over the turns, and medians of the ratios to ours within a turn."""
 
     def median(name: str, value) -> float:
         return statistics.median(map(value, turns[name], turns['ours']))
@@ -286,14 +294,14 @@ def summarise(
 
 
 def agreement(children: list[Child]) -> dict[str, float]:
-    """The largest difference of some values of the last map from ours, relative to the largest."""
+    """The largest difference from ours in the probed values, relative to our largest value."""
     probes = {c.name: c.ask('probe').get('probe') for c in children if c.name != 'roofline'}
     size, *values = probes['ours']
     ours = torch.tensor(values)
     return {
         name: ((torch.tensor(probe[1:]) - ours).abs().max() / ours.abs().max()).item()
         for name, probe in probes.items()
-        if probe and probe[0] == size  # Hugging Face's v1 returns its class token as well
+        if probe and probe[0] == size  # Hugging Face's v1 also returns its class token
     }
 
 
@@ -351,7 +359,7 @@ def draw(rows: dict[str, dict[str, float]], title: str, path: Path) -> None:
 
 
 def sweep(args: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """The memory of a first step, in MB above what there was before, by the side of the image."""
+    """The memory that a first step adds, in MB by the side of the image, and lines as in start."""
     memory: dict[str, dict[int, float]] = {}
     left_out = []
     for side in args.sweep:
@@ -367,7 +375,7 @@ def sweep(args: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[int, f
 
 
 def exponent(memory: dict[int, float]) -> float:
-    """p of memory ~ pixels ** p: the slope of a straight line through the logarithms."""
+    """p in memory ~ pixels ** p: the slope of the line fitted to the logarithms."""
     pixels = [2 * math.log(side) for side in memory]
     return statistics.linear_regression(pixels, [math.log(mb) for mb in memory.values()]).slope
 
@@ -399,9 +407,9 @@ def draw_sweep(memory: dict[str, dict[int, float]], title: str, path: Path) -> N
 
 def describe(args: argparse.Namespace) -> str:
     size = f'{args.batch} x {args.size[0]}x{args.size[1]}, {args.dtype}'
-    what = f'{args.batch} x square, {args.dtype}' if args.sweep else size
+    images = f'{args.batch} x square, {args.dtype}' if args.sweep else size
     return (
-        f'{args.config or args.model}, {args.mode}, {"its own data" if args.config else what}, '
+        f'{args.config or args.model}, {args.mode}, {"its own data" if args.config else images}, '
         f'{args.device}' + (', compiled' if args.compile else '')
     )
 
@@ -410,10 +418,10 @@ def compare(args: argparse.Namespace, folder: Path) -> dict:
     """All contenders in one setting."""
     gflop = None
     if not args.config:
-        model, _ = get_flops.build(args.model)
-        total, _ = get_flops.count(model, tuple(args.size))['']
-        # In the usual sense, not the papers': a product and a sum are two; a backward pass is two
-        # forward passes.
+        model, _ = flops.build(args.model)
+        total, _ = flops.count(model, tuple(args.size))['']
+        # Unlike in the papers a multiply-add is two operations; a backward pass costs two forward
+        # passes.
         gflop = 2 * total * args.batch * (3 if args.mode == 'train' else 1) / 1e9
     children, left_out = start(args, folder)
     turns, dropped = measure(children, args.pairs)
@@ -435,7 +443,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict:
 
 
 def profile_table(seconds: dict[str, float], rows: int = 12) -> Table:
-    """The operators that take most of our step, and the rest of it."""
+    """The operators with the most time in our step, and the sum of all others."""
     made = Table('operator', box=box.MARKDOWN)
     made.add_column('s', justify='right')
     made.add_column('share', justify='right')
@@ -447,7 +455,7 @@ def profile_table(seconds: dict[str, float], rows: int = 12) -> Table:
 
 
 def overview(results: list[dict]) -> Table:
-    """A row for each setting: our time, and what the others take of time and memory over ours."""
+    """A row for each setting: our time and memory, and the ratios of the others to them."""
     made = Table('', box=box.MARKDOWN)
     others = list(dict.fromkeys(name for result in results for name in result['rows']))[1:]
     ratios = [name for name in others if name != 'roofline']
@@ -466,7 +474,7 @@ def overview(results: list[dict]) -> Table:
 
 
 def remarks(results: list[dict]) -> Iterator[str]:
-    """The versions of the contenders, and who was left out where."""
+    """The versions of the contenders, and the contenders left out."""
     for result in results:
         for contender, found in result.get('about', {}).items():
             if found['version']:

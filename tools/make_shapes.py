@@ -1,11 +1,11 @@
 """Draw a small dataset of textured shapes, in COCO's and in ADE20K's layout at once.
 
-    python tools/dataset/make_shapes.py data/shapes [--train 800] [--val 80] [--size 128] [--seed 0]
+    python tools/make_shapes.py data/shapes [--train 800] [--val 80] [--size 128] [--seed 0]
 
-It is meant for training from scratch in minutes, on a CPU. Every image holds 2 to 5 shapes, the
-later over the earlier. Two of three wear the colour and texture typical of their class, the others
-any. Boxes, masks and label maps are exact and describe the visible part. Image i of a split depends
-on the seed, the size and i only, so a larger dataset begins with the smaller one.
+The dataset is made for training from scratch in minutes on a CPU. Every image has 2 to 5 shapes;
+later shapes cover earlier ones. Two of three have the colour and texture typical of their class,
+the others random ones. Boxes, masks and label maps are exact and describe the visible part. Image i
+of a split depends on the seed, the size and i only: a larger dataset begins with the smaller one.
 
     data/shapes/coco/                        annotations/instances_{train,val}2017.json
                                              {train,val}2017/000000000001.jpg
@@ -15,8 +15,8 @@ on the seed, the size and i only, so a larger dataset begins with the smaller on
 
 MMDetection's CocoDataset needs `metainfo=dict(classes=CLASSES)`. In the label maps 0 is unlabelled,
 1 background, 2 to 7 the classes: MMSegmentation reads them with `reduce_zero_label=True` and
-`metainfo=dict(classes=('background', *CLASSES))` as a BaseSegDataset, since its ADE20KDataset takes
-no classes but its own.
+`metainfo=dict(classes=('background', *CLASSES))` as a BaseSegDataset, since its ADE20KDataset only
+accepts its own classes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pycocotools import mask as coco_mask
 
 CLASSES = ('disk', 'square', 'triangle', 'star', 'ring', 'cross')
 CATEGORY_IDS = (1, 2, 3, 5, 8, 13)  # with gaps, like COCO's own
-# The textures, and hues from 0 to 1, that are typical of each class.
+# The texture and the hue (from 0 to 1) typical of each class.
 TEXTURES = ('stripes', 'checks', 'noise', 'gradient', 'dots', 'plain')
 HUES = (0.0, 0.15, 0.3, 0.5, 0.65, 0.8)
 TYPICAL_SHARE = 2 / 3
@@ -50,7 +50,7 @@ DULL = ((0, 0.3), (0.3, 0.9), (0.6, 0.8))  # backgrounds
 
 
 def polygon(corners: int, *radii: float) -> np.ndarray:
-    """Corners (N,) x + iy at equal angles around the origin, at these radii in turn."""
+    """Corners (N,) x + iy at equal angles around the origin, cycling through the radii."""
     return np.resize(radii, corners) * np.exp(2j * np.pi * np.arange(corners) / corners)
 
 
@@ -66,9 +66,10 @@ OUTLINES = {
 
 
 def draw_shape(name: str, centre: complex, spoke: complex, size: int) -> np.ndarray:
-    """Mask (size, size), bool, of a shape whose unit circle has this centre x + iy in pixels.
+    """Mask (size, size), bool, of a shape inside a circle with this centre x + iy in pixels.
 
-    The spoke leads from there to the circle: its length is the radius, its angle turns the shape.
+    The spoke leads from the centre to the circle: its length is the radius, its angle turns the
+    shape.
     """
     contours = [centre + spoke * contour for contour in OUTLINES[name]]
     mask = np.zeros((size, size), np.uint8)
@@ -80,9 +81,9 @@ def draw_shape(name: str, centre: complex, spoke: complex, size: int) -> np.ndar
 def draw_texture(
     palette: tuple, size: int, rng: np.random.Generator, label: int | None = None
 ) -> np.ndarray:
-    """Image (size, size, 3), float BGR from 0 to 255, which blends two tones of one hue.
+    """Image (size, size, 3), float BGR from 0 to 255, that blends two tones of one hue.
 
-    Hue and texture are those typical of a class, or any.
+    Hue and texture are those typical of a class, or random.
     """
     saturation, light, share = (rng.uniform(*bounds) for bounds in palette)
     hue, angle, period = rng.random(), rng.uniform(0, 2 * np.pi), rng.uniform(6, 16)
@@ -128,7 +129,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         visible = np.bincount(covered.ravel(), minlength=len(labels) + 2)[1:]
         least = MIN_VISIBLE_SHARE * np.array([*areas, whole.sum()])
         if (visible < np.maximum(least, MIN_VISIBLE_PIXELS * scale**2)).any():
-            continue  # it would hide itself or an earlier shape: draw another
+            continue  # it would be hidden or hide an earlier shape: draw another
         is_typical = rng.random() < TYPICAL_SHARE
         image[shape] = draw_texture(VIVID, size, rng, label if is_typical else None)[shape]
         owner = covered
@@ -139,7 +140,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
 
 def coco_annotation(mask: np.ndarray, label: int) -> dict:
-    """COCO's entry, as yet without ids, for a mask (H, W), bool."""
+    """COCO's annotation of a mask (H, W), bool, without ids."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         'category_id': CATEGORY_IDS[label],
@@ -167,7 +168,7 @@ def write_split(out: Path, split: int, count: int, size: int, seed: int) -> None
         (coco_images / name).write_bytes(jpeg)
         (ade_images / f'{ade_stem}.jpg').write_bytes(jpeg)
         label_map = np.array([1, *(2 + label for label in labels)], np.uint8)[owner]
-        if number % 10 == 1:  # something to ignore
+        if number % 10 == 1:  # some pixels to ignore
             label_map[[0, -1]] = label_map[:, [0, -1]] = 0
         (ade_maps / f'{ade_stem}.png').write_bytes(cv2.imencode('.png', label_map)[1].tobytes())
         images.append({'id': number, 'file_name': name, 'width': size, 'height': size})
@@ -190,7 +191,7 @@ def digest(folder: Path) -> str:
 
 
 def read_record(folder: Path) -> dict | None:
-    """The folder's shapes.json, if its files are still those which were written with it."""
+    """The folder's shapes.json, or None if the other files are not those written with it."""
     try:
         made = json.loads((folder / 'shapes.json').read_text())
         return made if made['digest'] == digest(folder) else None
@@ -199,9 +200,18 @@ def read_record(folder: Path) -> dict | None:
 
 
 def make_shapes(out: Path, train: int, val: int, size: int, seed: int) -> None:
-    """Write the dataset to a folder: a new one, or one which this function wrote before.
+    """Write the dataset to a new folder, or to one that this function wrote before.
 
-    train and val count images, size is their side in pixels.
+    Args:
+        out: The folder.
+        train: Number of training images.
+        val: Number of validation images.
+        size: Side of an image in pixels.
+        seed: Seed of the random numbers.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileExistsError: the folder has files that this function did not write.
     """
     if min(train, val) < 1 or size < 32 or seed < 0:
         raise ValueError('make_shapes needs train and val >= 1, size >= 32 and seed >= 0')
@@ -210,12 +220,12 @@ def make_shapes(out: Path, train: int, val: int, size: int, seed: int) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         made = read_record(out)
         if made is None:
-            raise FileExistsError(f'{out} holds something which make_shapes did not write')
+            raise FileExistsError(f'{out} holds something that make_shapes did not write')
         if made['arguments'] == arguments:
             print(f'{out} already holds this dataset, digest {made["digest"]:.12}')
             return
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its place and renamed when complete: an interruption leaves nothing half made.
+    # Written next to its place, renamed when complete: an interruption leaves no partial dataset.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as temporary:
         new = Path(temporary, 'new')
         for split, count in enumerate((train, val)):

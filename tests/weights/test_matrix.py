@@ -1,4 +1,4 @@
-"""Whatever weights come from, and wherever they are given: they fill the backbone or raise."""
+"""Weights of every source, given at every place, fill the backbone or raise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pvt_mm import PVT, PVTv2
-from pvt_mm.engine import read_safely
-from pvt_mm.formats import from_pvt_mm
+from pvt_mm.engine.cli import install_safe_loader
+from pvt_mm.weights.names import from_pvt_mm
 
-from .conftest import arch_id, classifier_file
+from ..conftest import arch_id, classifier_file
 
 State = dict[str, Tensor]
 
@@ -31,7 +31,7 @@ def detector(state: State) -> State:
     return prefixed(state, 'backbone.') | {'neck.w': torch.zeros(1), 'bbox_head.w': torch.zeros(1)}
 
 
-# Each makes the content of a file out of a classifier of the authors.
+# Each turns the authors' classifier into the content of a file.
 SOURCES: dict[str, Callable[[State], dict]] = {
     'authors': lambda s: s,
     'authors, under model': lambda s: dict(model=s, epoch=300, optimizer={}),
@@ -61,7 +61,7 @@ CASES = [
 
 
 def expected(cls: type, arch: str, state: State) -> State:
-    """What is in the backbone once the file is loaded: position embeddings have lost their slot."""
+    """The backbone's tensors once the file is loaded, without the class token's embedding."""
     wanted = {key: state[key] for key in cls(arch).state_dict()}
     return {k: v[:, 1:] if k == 'pos_embed4' else v for k, v in wanted.items()}
 
@@ -93,10 +93,10 @@ def test_load_state_dict(cls, arch, source):
 
 @pytest.mark.parametrize(('cls', 'arch', 'source'), CASES, ids=arch_id)
 def test_load_from(cls, arch, source, tmp_path):
-    """And resume and tools/test.py, which go the same way; the last asks for the heads, too."""
+    """And resume and tools/test.py, which load in the same way."""
     state = classifier_file(cls(arch))
     write(SOURCES[source](state), tmp_path / 'weights.pth')
-    read_safely()
+    install_safe_loader()
     model = nn.ModuleDict(dict(backbone=cls(arch)))
     if 'detector' in source:
         load_checkpoint(model, str(tmp_path / 'weights.pth'))

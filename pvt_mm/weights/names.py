@@ -1,13 +1,15 @@
-"""The names that PVT's weights go by: the authors', MMDetection's, timm's and Hugging Face's.
+"""The parameter names of PVT in the authors' code, MMDetection, timm and Hugging Face.
 
 One table per source pairs its names with the authors', which are also this package's.
-:func:`to_pvt_mm` reads any of them, :func:`from_pvt_mm` writes any. Both are pure: dicts of tensors
-in and out, no models and no files.
+:func:`find_backbone` finds a PVT among the tensors of a file and reads the names of any source,
+:func:`from_pvt_mm` writes those of any library. Both are pure: dicts of tensors in and out, no
+models and no files.
 """
 
 import functools
 import math
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,28 +19,38 @@ from torch import Tensor
 Names = Mapping[str, str | tuple[str, ...]]
 
 LIBRARIES = ('pvt_mm', 'mmdet', 'timm', 'hf')
-# What ImageNet classifiers hold besides the backbone, in our names. (v2's norm1..norm4 belong to
-# the backbone; v1's `norm` is the classifier's.)
+# The tensors of a backbone in our names.
+BACKBONE = re.compile(
+    r'(patch_embed\d+\.(proj|norm)|pos_embed\d+|norm\d+|block\d+\.\d+\.'
+    r'(norm[12]|attn\.(q|kv|proj|sr|norm)|mlp\.(fc[12]|dwconv\.dwconv)))(\.weight|\.bias)?'
+)
+# The other tensors of an ImageNet classifier in our names. (v2's norm1..norm4 belong to the
+# backbone; v1's `norm` is the classifier's.)
 CLASSIFIER = re.compile(r'(cls_token$|norm\.|head\.)')
+HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
+
+# Keys under which trainers store weights. EMA weights are used only if there are no others.
+_WRAPPERS = ('state_dict', 'model', 'module', 'state_dict_ema', 'model_ema', 'ema_state_dict')
 
 
 class Format(NamedTuple):
-    """How a source names its tensors.
+    """The tensor names of a source.
 
     ``names`` pairs theirs with ours, without the ``.weight`` or ``.bias`` at the end; {n} is a
     stage counted from 1 and {s} from 0, {b} a block counted from 0 and {c} from 1. A tuple means
-    that their tensor is a concatenation of ours, where ours are q, k and v apart. A tensor that no
-    pair fits keeps its name.
+    that their tensor is the concatenation of ours, with q, k and v as separate tensors. A tensor
+    without a pair keeps its name.
     """
 
     title: str
     signature: str  # regular expression; every file of this source has exactly one such tensor
     names: Names
     conv_mlp: bool = False  # the linear layers of the MLP are 1 x 1 convolutions
+    norm_eps: float | None = None  # of all norms, if the library differs from the authors here
 
 
 def _blocks(theirs: str, names: Names) -> dict[str, str | tuple[str, ...]]:
-    """Names inside a block: theirs get the prefix given, ours get our own."""
+    """Names inside a block, theirs after the prefix ``theirs``, ours after our own prefix."""
     prefix = 'block{n}.{b}.'
     return {
         theirs + key: prefix + ours if isinstance(ours, str) else tuple(prefix + o for o in ours)
@@ -84,6 +96,7 @@ FORMATS = {
             **_blocks('layers.{s}.1.{c}.', _MMDET_BLOCK | {'ffn.layers.3': 'mlp.fc2'}),
         },
         conv_mlp=True,
+        norm_eps=1e-6,
     ),
     'mmdet_v2': Format(
         "MMDetection's PVTv2",
@@ -97,6 +110,7 @@ FORMATS = {
             ),
         },
         conv_mlp=True,
+        norm_eps=1e-6,
     ),
     'timm_v2': Format(
         "timm's PVTv2",
@@ -146,6 +160,7 @@ FORMATS = {
                 },
             ),
         },
+        norm_eps=1e-6,
     ),
     'hf_v2': Format(
         "Hugging Face's PvtV2",
@@ -168,21 +183,87 @@ FORMATS = {
                 },
             ),
         },
+        norm_eps=1e-6,
     ),
 }
 
-# What timm.create_model(..., features_only=True) has instead of stages.0.
+# timm.create_model(..., features_only=True) has stages_0 instead of stages.0.
 FORMATS['timm_v2_features'] = FORMATS['timm_v2']._replace(
     signature=r'stages_0\.blocks\.0\.attn\.kv\.weight',
     names={k.replace('stages.', 'stages_'): v for k, v in FORMATS['timm_v2'].names.items()},
 )
 
 
+def find_backbone(content: Mapping) -> tuple[str, str, OrderedDict]:
+    """The PVT in the content of a file, as (source, prefix, tensors in our names).
+
+    Args:
+        content: Tensors by name, or a dict of them under one of the keys that trainers use.
+
+    Returns:
+        ``source`` is a key of FORMATS and ``prefix`` the part of the names before their own.
+        Without a PVT both are '', and the third is a copy of the content.
+
+    Raises:
+        RuntimeError: there are several.
+    """
+    content = unwrap(content)
+    sources = find_sources(content)
+    if not sources:
+        return '', '', select(content, '')
+    at_top = [source for source in sources if not source[1]]
+    if at_top:  # without the copies beside it, such as an average
+        copies = tuple(prefix for _, prefix in sources if prefix)
+        given = select(content, '')
+        for key in content:
+            if key.startswith(copies):
+                del given[key]
+        content, sources = given, at_top
+    if len(sources) > 1:
+        listed = ', '.join(repr(prefix) for _, prefix in sources)
+        raise RuntimeError(
+            f'The checkpoint holds several PVT backbones, under {listed}: choose one of these as '
+            f'prefix in init_cfg.'
+        )
+    source, prefix = sources[0]
+    under = select(content, prefix)
+    if source.startswith('hf'):  # the classifier is beside the model, not in it
+        heads = {k: HF_CLASSIFIER.sub('head.', k) for k in content if HF_CLASSIFIER.match(k)}
+        under |= {head: content[k] for k, head in heads.items()}
+    tensors = {k: v for k, v in under.items() if isinstance(v, Tensor)}
+    others = {k: v for k, v in under.items() if k not in tensors}  # reported as a mismatch
+    found = OrderedDict(to_pvt_mm(tensors, source) | others)
+    found._metadata = under._metadata
+    return source, prefix, found
+
+
+def select(state_dict: Mapping, prefix: str) -> OrderedDict:
+    """The entries under a prefix, without it, and the same part of the modules' metadata."""
+    part = OrderedDict(
+        (key.removeprefix(prefix), value)
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    )
+    part._metadata = OrderedDict(
+        (f'{module}.'.removeprefix(prefix).rstrip('.'), metadata)
+        for module, metadata in (getattr(state_dict, '_metadata', None) or {}).items()
+        if f'{module}.'.startswith(prefix)
+    )
+    return part
+
+
+def unwrap(content: Mapping) -> Mapping:
+    """The tensors by name in the dict that a trainer saved, or the content itself."""
+    inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+    tensors = next(inner, None)
+    return content if tensors is None else unwrap(tensors)
+
+
 def find_sources(keys: Iterable[str]) -> list[tuple[str, str]]:
     """Every PVT among these tensor names: its source, a key of FORMATS, and the prefix before it.
 
-    The prefix is '' or what a detector, a trainer or a library puts there: ``backbone.``,
-    ``module.backbone.``, ``pvt_v2.``.
+    Detectors, trainers and libraries add prefixes: ``backbone.``, ``module.backbone.``,
+    ``pvt_v2.``. Without one the prefix is ''.
     """
     sources = []
     for name, source in FORMATS.items():
@@ -191,8 +272,16 @@ def find_sources(keys: Iterable[str]) -> list[tuple[str, str]]:
     return sources
 
 
+def count_by_part(keys: Iterable[str]) -> str:
+    """A short form of many tensor names: ``neck x 16, bbox_head x 12``."""
+    counts = Counter(key.partition('.')[0] for key in keys)
+    return ', '.join(f'{head} x {n}' if n > 1 else head for head, n in counts.items())
+
+
 def to_pvt_mm(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Tensors named as ``source``, a key of FORMATS, names them, in our names."""
+    """Tensors with the names of ``source``, a key of FORMATS, in our names."""
+    if source == 'pvt_mm':
+        return dict(state_dict)
     return _join(_split(state_dict, FORMATS[source]), FORMATS['pvt_mm'])
 
 
@@ -204,14 +293,20 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
         library: One of LIBRARIES.
 
     Returns:
-        A backbone for ``mmdet``, which has no classifiers. For ``hf`` the model's names, or where
-        there is a classifier those of the model with a classifier; its v1 has a class token, which
-        a backbone lacks: it is filled with zeros.
+        For ``mmdet`` a backbone, since it has no classifiers. For ``hf`` a model, or with a
+        classifier the model for classification. Its v1 has a class token; if ``state_dict`` has
+        none, it is filled with zeros.
 
     Raises:
-        ValueError: the library has no such model.
+        ValueError: the library has no such model, or a PVT has no such tensors.
     """
     is_v2 = 'block1.0.mlp.dwconv.dwconv.weight' in state_dict
+    reduction = state_dict.get('block1.0.attn.sr.weight')
+    is_linear = is_v2 and reduction is not None and reduction.shape[-1] == 1
+    if library == 'mmdet' and is_linear:
+        raise ValueError(
+            'mmdet has no PVTv2 with linear attention (b2_li), expected one of pvt_mm, timm, hf.'
+        )
     target = library if library == 'pvt_mm' else library + ('_v2' if is_v2 else '')
     if target not in FORMATS:
         raise ValueError(
@@ -219,16 +314,25 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
             f'{", ".join(LIBRARIES)}' + ('.' if is_v2 else ' but timm.')
         )
     tensors = dict(state_dict)
+    if library == 'pvt_mm':
+        return tensors
+    unknown = [k for k in tensors if not BACKBONE.fullmatch(k) and not CLASSIFIER.match(k)]
+    if unknown:
+        raise ValueError(
+            f'{len(unknown)} tensors are not those of a PVT, first {unknown[0]}: merge adapters '
+            f'and remove parametrisations first.'
+        )
     last = tensors.get('pos_embed4')
+    has_slot = has_class_slot(state_dict)
     if library == 'mmdet':
         tensors = {k: v for k, v in tensors.items() if not CLASSIFIER.match(k)}
-        if last is not None and has_class_slot(last):
+        if has_slot:
             tensors['pos_embed4'] = last[:, 1:]
     elif target == 'hf' and last is not None:
-        nothing = torch.zeros_like(last[:, :1])
-        if not has_class_slot(last):
-            tensors['pos_embed4'] = torch.cat([nothing, last], dim=1)
-        tensors.setdefault('cls_token', nothing)
+        zeros = torch.zeros_like(last[:, :1])
+        if not has_slot:
+            tensors['pos_embed4'] = torch.cat([zeros, last], dim=1)
+        tensors.setdefault('cls_token', zeros)
     result = _join(_split(tensors, FORMATS['pvt_mm']), FORMATS[target])
     if library == 'hf' and 'head.weight' in tensors:
         model = 'pvt_v2.' if is_v2 else 'pvt.'
@@ -237,14 +341,34 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
     return result
 
 
-def has_class_slot(pos_embed: Tensor) -> bool:
-    """Whether a position embedding (1, tokens, C) for square images begins with a class token."""
-    tokens = pos_embed.shape[1]
-    return math.isqrt(tokens) ** 2 != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1
+def has_class_slot(state_dict: Mapping[str, Tensor]) -> bool:
+    """True if the last position embedding (1, tokens, C) begins with one for a class token.
+
+    The recorded grid tells, or the class token. A file with neither must be for square images in
+    the first three stages: 50 tokens are 7 x 7 and a class token, or 5 x 10.
+    """
+    embeds = [state_dict.get(f'pos_embed{stage}') for stage in range(1, 5)]
+    if not all(isinstance(embed, Tensor) and embed.dim() == 3 for embed in embeds):
+        return False
+    *others, last = (embed.shape[1] for embed in embeds)
+    grid = recorded_grids(state_dict).get(4)
+    if grid and last - math.prod(grid) in (0, 1):  # else the tensor has been replaced since
+        return last == math.prod(grid) + 1
+    for_squares = all(map(_is_square, others)) and _is_square(last - 1)
+    return last > 1 and ('cls_token' in state_dict or for_squares)
+
+
+def recorded_grids(state_dict: Mapping) -> dict[int, tuple[int, int]]:
+    """The (H, W) of the position embedding of each stage, or {} if they are not recorded."""
+    return getattr(state_dict, '_metadata', {}).get('', {}).get('pos_grids', {})
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _split(state_dict: Mapping[str, Tensor], source: Format) -> dict[str, Tensor]:
-    """Their tensors in our names, with q, k and v apart."""
+    """Their tensors in our names, with q, k and v as separate tensors."""
     result = {}
     for key, value in state_dict.items():
         pairs = ((ours, _pattern(theirs).fullmatch(key)) for theirs, ours in source.names.items())
@@ -252,14 +376,15 @@ def _split(state_dict: Mapping[str, Tensor], source: Format) -> dict[str, Tensor
         names = [_fill(name, match) for name in _as_tuple(ours)] or [key]
         if source.conv_mlp and re.search(r'\.mlp\.fc\d\.weight$', names[0]):
             value = value.flatten(1)
-        chunks = [value] if len(names) == 1 else value.chunk(len(names))
+        # Copies, so that no tensor keeps the memory of the others alive.
+        chunks = [value] if len(names) == 1 else [c.clone() for c in value.chunk(len(names))]
         result.update(zip(names, chunks, strict=True))
     return result
 
 
 def _join(state_dict: Mapping[str, Tensor], target: Format) -> dict[str, Tensor]:
-    """Tensors in our names, with q, k and v apart, as theirs: the reverse of :func:`_split`."""
-    parts: dict[str, dict[int, Tensor]] = {}  # by place, since files may be sorted by name
+    """The reverse of :func:`_split`: tensors in our names as theirs."""
+    parts: dict[str, dict[int, Tensor]] = {}  # by place: files may be sorted by name
     for key, value in state_dict.items():
         matches = (
             (theirs, place, _pattern(name).fullmatch(key))
@@ -284,7 +409,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _fill(template: str, match: re.Match) -> str:
-    """The name that ``template`` makes of the numbers and the ending that another one matched."""
+    """Fill a template with the numbers and the ending that another template has matched."""
     numbers = {k: int(v) for k, v in match.groupdict().items() if k != 'end'}
     for from_0, from_1 in ('sn', 'bc'):
         if from_0 in numbers:

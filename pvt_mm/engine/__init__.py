@@ -1,0 +1,27 @@
+"""Additions of the tools to mmengine: arguments, a Runner, hooks, checks of data, curves."""
+
+from .cli import (
+    UsageError,
+    add_arguments,
+    build_model,
+    import_host,
+    install_safe_loader,
+    load_config,
+    run,
+)
+from .data import check_data
+from .hooks import CompleteCheckpointHook
+from .runner import ToolRunner
+
+__all__ = [
+    'CompleteCheckpointHook',
+    'ToolRunner',
+    'UsageError',
+    'add_arguments',
+    'build_model',
+    'check_data',
+    'import_host',
+    'install_safe_loader',
+    'load_config',
+    'run',
+]

@@ -1,0 +1,225 @@
+"""The first lines of every tool: arguments, config, hosts, models, safe reading of checkpoints."""
+
+import argparse
+import contextlib
+import copy
+import importlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
+
+from ..environment import HOSTS, explain, find_problems
+from ..weights import find_checkpoint, read_checkpoint
+from .data import check_data
+from .hooks import check_complete
+
+# Messages that do not help a user of our configs: about packages that these do not need, and about
+# defaults that are part of the recipes.
+_WARNED = (
+    'pkg_resources is deprecated as an API',
+    'faster_coco_eval is not installed',
+    'Default ``avg_non_ignore`` is False',
+    '`reduce_zero_label` will be deprecated',
+    'The draw is False, it means that the hook for visualization',
+    r'Warning: The (bbox|polygon) is out of bounds',
+)
+_PRINTED = ('Could not import OneDL',)
+
+
+class UsageError(Exception):
+    """A mistake in a command, a config or an installation; the message says how to mend it."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run the main function of a tool; a :class:`UsageError` exits with its message alone.
+
+    Raises:
+        SystemExit: with code 1 after a UsageError, with 130 after Ctrl-C.
+    """
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that tools/train.py and tools/test.py have in common."""
+    parser.add_argument('--work-dir', help='default: work_dirs/FOLDER/NAME of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='change the config: a.b=1 c="[x,y]"',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    add_trust_argument(parser)
+    # torch.distributed.launch passes it; torchrun sets the environment variable.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, for every tool that reads a checkpoint."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints with more than weights in them, which may run code',
+    )
+
+
+def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
+    """Read the config of a tool, check its data, import its host, install the safe loader.
+
+    Args:
+        args: With ``config`` and the arguments that :func:`add_arguments` adds.
+        splits: The splits that the tool reads, see :func:`check_data`.
+
+    Raises:
+        UsageError: the installation, the config or the data does not work.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if problems := list(find_problems()):
+        raise UsageError('\n'.join(problems))
+    cfg = _read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    hooks = cfg.get('custom_hooks') or []
+    if args.compile and not any(hook['type'] == 'CompileBackboneHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='CompileBackboneHook')]
+    path = Path(args.config).resolve()  # with its folder: tasks share the names of files
+    default = os.path.join('work_dirs', path.parent.name, path.stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    try:
+        check_data(cfg, splits)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    import_host(cfg.default_scope)
+    install_safe_loader(args.trust_checkpoint)
+    return cfg
+
+
+def build_model(
+    config: str | Path | Config,
+    weights: str | Path,
+    device: str | torch.device = 'cpu',
+    trust: bool = False,
+) -> nn.Module:
+    """Build the model of a config and load a checkpoint into it; no dataset is needed.
+
+    Args:
+        config: A file, or the Config read from it.
+        weights: A checkpoint of the whole model, see :func:`pvt_mm.weights.find_checkpoint`.
+        device: The device of the model.
+        trust: Unpickle anything that the file contains, see :func:`pvt_mm.weights.read_checkpoint`.
+
+    Returns:
+        The model in evaluation mode, with its data preprocessor.
+
+    Raises:
+        UsageError: the config cannot be used, or its host cannot be imported.
+        RuntimeError: the checkpoint does not fill the model.
+    """
+    cfg = config if isinstance(config, Config) else _read_config(config)
+    import_host(cfg.default_scope)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    content = read_checkpoint(find_checkpoint(weights), trust=trust)
+    check_complete(model, content)
+    mmengine_checkpoint._load_checkpoint_to_model(model, content)  # as the Runner does
+    return model.to(device).eval()
+
+
+def _read_config(path: str | Path) -> Config:
+    if not os.path.isfile(path):
+        raise UsageError(f'{path} is no file (from {os.getcwd()}), expected a config.')
+    ignore_warnings()
+    cfg = Config.fromfile(path)
+    if 'default_scope' not in cfg:
+        expected = ' or '.join(map(repr, HOSTS))
+        raise UsageError(f'{path} has no default_scope, expected {expected}.')
+    return cfg
+
+
+def install_safe_loader(trust: bool = False) -> None:
+    """Make mmengine read every checkpoint with :func:`pvt_mm.weights.read_checkpoint`.
+
+    mmengine's own reader unpickles anything if reading the weights alone fails. mmengine still
+    resolves its schemes (``open-mmlab://``, ``torchvision://``, ``s3://``, ...), but the functions
+    that all of them read with are replaced. A path may also be a name in WEIGHTS.
+
+    Args:
+        trust: Unpickle anything that a file contains.
+    """
+
+    def read(file: str | io.BytesIO, map_location: Any = None, **options: Any) -> dict:
+        if not isinstance(file, io.BytesIO):
+            return read_checkpoint(file, map_location, trust)
+        with tempfile.TemporaryDirectory() as folder:  # from a remote file system
+            path = Path(folder, 'remote.pth')
+            path.write_bytes(file.getbuffer())
+            return read_checkpoint(path, map_location, trust)
+
+    def load_url(url: str, map_location: Any = None, **options: Any) -> dict:
+        return read(find_checkpoint(url), map_location)
+
+    def load_from_local(path: str, map_location: Any = None) -> dict:
+        return read(find_checkpoint(os.path.expanduser(path)), map_location)
+
+    class Torch:
+        """The module torch, but for its ``load``."""
+
+        load = staticmethod(read)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    mmengine_checkpoint.torch = Torch()  # upstream's loaders call torch.load
+    mmengine_checkpoint._safe_torch_load = read  # the forks' loaders call this
+    mmengine_checkpoint.load_url = load_url
+    mmengine_checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def ignore_warnings() -> None:
+    """Hide the warnings of the hosts that do not help a user of our configs."""
+    for message in _WARNED:
+        warnings.filterwarnings('ignore', message=message)
+
+
+def import_host(scope: str) -> None:
+    """Import mmdet or mmseg and register its modules, without the messages that do not help.
+
+    Raises:
+        UsageError: the host or one of its dependencies is missing or does not fit, with the repair.
+        Exception: the host cannot be imported for another reason.
+    """
+    ignore_warnings()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            utils = importlib.import_module(f'{scope}.utils')
+            utils.register_all_modules(init_default_scope=False)
+    except Exception as error:
+        told = explain(scope, error) if scope in HOSTS else None
+        if not told:
+            raise
+        raise UsageError(told) from error
+    for line in printed.getvalue().splitlines():
+        if not line.startswith(_PRINTED):
+            print(line)

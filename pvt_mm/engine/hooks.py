@@ -1,0 +1,143 @@
+"""Hooks and functions for the configs of mmengine's Runner, registered by ``import pvt_mm``."""
+
+import os
+import sys
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import FUNCTIONS, HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..pvt import PVT, Block, PVTv2
+from ..weights.names import count_by_part, unwrap
+
+
+@HOOKS.register_module()
+class PeakMemoryHook(Hook):
+    """Logs the peak memory of this process in MiB, for training without a GPU."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        import resource  # not on Windows
+
+        unit = 2**20 if sys.platform == 'darwin' else 2**10  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+        runner.message_hub.update_scalar('train/memory', peak)
+
+
+@HOOKS.register_module()
+class DataWaitHook(Hook):
+    """Warns when training waits for its data rather than for the model.
+
+    Args:
+        interval: Number of iterations over which the times are averaged.
+        share: Fraction of an iteration above which to warn.
+    """
+
+    priority = 'LOW'  # after IterTimerHook, which measures
+
+    def __init__(self, interval: int = 50, share: float = 0.2) -> None:
+        self.interval = interval
+        self.share = share
+        self.is_waiting = False
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        scalars = runner.message_hub.log_scalars
+        if not self.every_n_train_iters(runner, self.interval) or 'train/time' not in scalars:
+            return
+        waited, total = (
+            scalars[f'train/{key}'].mean(self.interval) for key in ('data_time', 'time')
+        )
+        was_waiting, self.is_waiting = self.is_waiting, waited > self.share * total
+        if self.is_waiting and not was_waiting:
+            runner.logger.warning(
+                f'Training waits for its data: {waited:.2f} of the {total:.2f} s of an iteration, '
+                f'on average of the last {self.interval}. Raise train_dataloader.num_workers (now '
+                f'{runner.train_dataloader.num_workers}; {os.cpu_count()} CPUs here).'
+            )
+
+
+@HOOKS.register_module()
+class CompileBackboneHook(Hook):
+    """Compiles the backbone with torch.compile, once for all image sizes.
+
+    The modules after a backbone have data-dependent shapes and gain nothing.
+
+    Args:
+        options: Those of torch.compile.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = dict(dynamic=True) | options
+
+    def before_run(self, runner: Runner) -> None:
+        _unwrapped(runner.model).backbone.compile(**self.options)
+        runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
+
+
+@FUNCTIONS.register_module()
+def wrap_pvt_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """An auto_wrap_policy for FSDP that wraps each block of the backbone by itself.
+
+    A policy by size would also wrap necks and heads. The hosts call other methods of these than
+    ``forward``, which would find their weights sharded.
+    """
+    return recurse or isinstance(module, Block)
+
+
+@HOOKS.register_module()
+class CompleteCheckpointHook(Hook):
+    """Refuses a checkpoint that leaves a part of the model as it was initialised.
+
+    Used by tools/test.py; training may start from another head.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        check_complete(_unwrapped(runner.model), checkpoint)
+
+
+def check_complete(model: nn.Module, checkpoint: dict) -> None:
+    """Check that a checkpoint fills a whole model.
+
+    The load hook of a PVT refuses other weights and knows the names of other libraries. It lets a
+    part of the backbone through with a warning, which is an error here.
+
+    Raises:
+        RuntimeError: tensors of other parts are missing or have another shape, or a part of the
+            backbone is missing.
+    """
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    tensors = unwrap(checkpoint).items()
+    given = {k.removeprefix('module.'): v.shape for k, v in tensors if hasattr(v, 'shape')}
+    partial = []
+    for name, module in model.named_modules():
+        if isinstance(module, (PVT, PVTv2)):
+            names = {key for key in own if key.startswith(f'{name}.')}
+            own = {key: shape for key, shape in own.items() if key not in names}
+            if not names.isdisjoint(given):
+                partial += sorted(names - given.keys())
+    if partial:
+        raise RuntimeError(
+            f'The checkpoint lacks {len(partial)} tensors of the backbone of this '
+            f'{type(model).__name__}, first {partial[0]}: test a complete checkpoint.'
+        )
+    missing = [key for key, shape in own.items() if given.get(key) != shape]
+    if missing:
+        raise RuntimeError(
+            f'The checkpoint does not fit {len(missing)} of the {len(own)} tensors of this '
+            f'{type(model).__name__} outside its backbone ({count_by_part(missing)}): '
+            + (
+                'an ImageNet classifier, or a backbone alone, cannot be tested, train it first.'
+                if len(missing) == len(own)
+                else 'test it with the config that it was trained with.'
+            )
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

@@ -1,0 +1,156 @@
+"""Parameters and multiply-adds of a backbone or of a whole model, attention included.
+
+One FLOP is one multiplication with its addition, as in the papers. As in the authors' script these
+are the matrix products of linear layers, convolutions (with their biases) and attention, and two
+for each output of a norm. mmengine's counter does not see fused attention. This one counts the
+operators that torch runs, on tensors without memory (the meta device).
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
+from mmengine.utils import digit_version
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from .engine.cli import UsageError, ignore_warnings, import_host
+from .environment import HOSTS
+from .pvt import PVT, Attention, PVTv2
+
+aten = torch.ops.aten
+IMAGE_SIZE = (224, 224)  # of the classifiers, in the papers' FLOPs
+# Regions for the heads of a detector with proposals, where it does not define its own number.
+PROPOSALS, MASKS = 1000, 100
+
+
+def _conv_flops(
+    x, weight, bias, stride, padding, dilation, transposed, *args, out_shape=None, **kwargs
+) -> int:
+    flops = conv_flop_count(x, weight, out_shape, transposed=transposed)
+    return flops + (0 if bias is None else 2 * out_shape.numel())
+
+
+def _norm_flops(x: torch.Size, *args, out_shape=None, **kwargs) -> int:
+    return 4 * x.numel()
+
+
+# Operators that torch's counter ignores or counts differently; its unit is half a multiply-add.
+COUNTED = {
+    aten.convolution: _conv_flops,
+    aten.native_layer_norm: _norm_flops,
+    aten.native_group_norm: _norm_flops,
+    aten.native_batch_norm: _norm_flops,
+}
+
+
+def backbones() -> dict[str, tuple[type[nn.Module], str]]:
+    """Every architecture by the name of its weights: ``pvt_v2_b0`` -> (PVTv2, 'b0')."""
+    versions = (('pvt_', PVT), ('pvt_v2_', PVTv2))
+    return {f'{prefix}{arch}': (cls, arch) for prefix, cls in versions for arch in cls.ARCHS}
+
+
+def build(model: str | Path) -> tuple[nn.Module, tuple[int, int]]:
+    """A model without memory, in eval mode, and the papers' image size for it.
+
+    Args:
+        model: A config, or a name out of :func:`backbones`.
+
+    Raises:
+        UsageError: there is no such file and no such name, or the config's host is missing.
+    """
+    known = backbones()
+    if model in known:
+        cls, arch = known[model]
+        with torch.device('meta'):
+            return cls(arch).eval(), IMAGE_SIZE
+    if not Path(model).is_file():
+        raise UsageError(f'{model} is neither a config nor one of {", ".join(known)}.')
+    ignore_warnings()
+    cfg = Config.fromfile(model)
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope != 'mmengine':
+        import_host(scope)
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+        built = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    return built, HOSTS[scope].image_size if scope in HOSTS else IMAGE_SIZE
+
+
+def count(model: nn.Module, shape: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Multiply-adds for one image: module name -> (total, attention); '' is the whole model.
+
+    Args:
+        model: A backbone, detector or segmentor on the meta device.
+        shape: Height and width of the image in pixels.
+
+    Raises:
+        UsageError: torch is older than 2.4; its counter does not separate modules.
+    """
+    if digit_version(torch.__version__) < digit_version('2.4'):
+        raise UsageError(
+            f'torch {torch.__version__} does not count operations by module; install torch 2.4 or '
+            f'newer.'
+        )
+    in_channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
+    image = torch.zeros(1, in_channels, *shape, device='meta')
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
+    with counter, torch.no_grad(), torch.device('meta'):
+        if isinstance(model, (PVT, PVTv2)):
+            model(image)
+        elif hasattr(model, 'roi_head'):
+            model.forward = functools.partial(_run_in_stages, model)
+            model(image)
+        else:
+            sizes = dict.fromkeys(('img_shape', 'ori_shape', 'batch_input_shape'), shape)
+            model(image, [BaseDataElement(metainfo=sizes)])
+    found, root = counter.get_flop_counts(), type(model).__name__
+
+    totals = {}
+    for name, module in reversed(list(model.named_modules())):
+        operators = found.get(f'{root}.{name}' if name else 'Global', {})
+        inside = [
+            totals[f'{name}.{child}' if name else child] for child, _ in module.named_children()
+        ]
+        is_attention = isinstance(module, (Attention, nn.MultiheadAttention))
+        attention = operators.get(aten.bmm, 0) // 2 if is_attention else sum(a for _, a in inside)
+        # A list of modules is never called itself.
+        totals[name] = (sum(operators.values()) // 2 or sum(n for n, _ in inside), attention)
+    return totals
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _run_in_stages(model: nn.Module, image: Tensor) -> None:
+    """A detector with proposals and the largest number of them; their positions do not matter."""
+    maps, head = model.extract_feat(image), model.roi_head
+    proposals = getattr(model.rpn_head, 'num_proposals', None)  # learned, without a computation
+    if not proposals:
+        model.rpn_head(maps)
+    for bbox_head, extractor in zip(
+        *map(_as_list, (head.bbox_head, head.bbox_roi_extractor)), strict=True
+    ):
+        regions = _regions(extractor, proposals or PROPOSALS)
+        if proposals:
+            bbox_head(regions, torch.zeros(1, proposals, extractor.out_channels))
+        else:
+            bbox_head(regions)
+    if head.with_mask:
+        for mask_head, extractor in zip(
+            *map(_as_list, (head.mask_head, head.mask_roi_extractor)), strict=True
+        ):
+            mask_head(_regions(extractor, MASKS))
+
+
+def _as_list(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _regions(extractor: nn.Module, number: int) -> Tensor:
+    return torch.zeros(number, extractor.out_channels, *extractor.roi_layers[0].output_size)

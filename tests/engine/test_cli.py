@@ -1,0 +1,239 @@
+"""The first lines of the tools: configs, hosts, models, and checkpoints that run no code."""
+
+import argparse
+import json
+import pickle
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from pvt_mm.engine import (
+    UsageError,
+    add_arguments,
+    build_model,
+    cli,
+    import_host,
+    install_safe_loader,
+    load_config,
+    run,
+)
+
+from ..conftest import ROOT, randomise
+from ..weights.test_files import Planted
+from .conftest import coco
+from .toys import Toy, toy_runner
+
+# --- configs and hosts --------------------------------------------------------------------------
+
+
+def load(*argv: str, splits=('train',)) -> Config:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    add_arguments(parser)
+    return load_config(parser.parse_args(argv), splits)
+
+
+@pytest.fixture
+def config(coco_root, monkeypatch) -> Path:
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    path = coco_root / 'mine/toy.py'
+    path.parent.mkdir()
+    loader = dict(dataset=coco(str(coco_root)))
+    path.write_text(f"default_scope = 'mmdet'\nlr = 1.0\ntrain_dataloader = {loader}\n")
+    return path
+
+
+def test_load_config(config):
+    cfg = load(str(config))
+    assert (cfg.work_dir, cfg.launcher, cfg.lr) == ('work_dirs/mine/toy', 'none', 1.0)
+    cfg = load(
+        str(config), '--work-dir', 'w', '--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm'
+    )
+    assert (cfg.work_dir, cfg.launcher, cfg.lr, cfg.a.b) == ('w', 'slurm', 2.0, 'x')
+    assert 'custom_hooks' not in cfg
+    assert load(str(config), '--compile').custom_hooks == [dict(type='CompileBackboneHook')]
+    named = [dict(type='CompileBackboneHook', mode='max-autotune')]  # with its own arguments
+    config.write_text(f'{config.read_text()}custom_hooks = {named}\n')
+    assert load(str(config), '--compile').custom_hooks == named
+
+
+def test_mistakes_of_a_user(config, monkeypatch):
+    with pytest.raises(UsageError, match=r'none\.py is no file .* expected a config'):
+        load('none.py')
+    unscoped = config.with_name('unscoped.py')
+    unscoped.write_text('lr = 1.0')
+    with pytest.raises(UsageError, match="no default_scope, expected 'mmdet' or 'mmseg'"):
+        load(str(unscoped))
+    (config.parents[1] / 'train2017').rmdir()
+    with pytest.raises(UsageError, match='train2017/ does not exist'):
+        load(str(config))
+    assert load(str(config), splits=()).lr == 1.0  # a tool that reads no data
+    monkeypatch.setattr(cli, 'find_problems', lambda: ['one', 'two'])
+    with pytest.raises(UsageError, match=r'^one\ntwo$'):
+        load(str(config))
+
+
+@pytest.mark.parametrize(
+    ('error', 'code'), [(UsageError('mend it'), 'mend it'), (KeyboardInterrupt(), 130)]
+)
+def test_tools_exit_with_a_sentence_or_a_number(error, code):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert end.value.code == code
+
+
+def test_messages_of_the_hosts_that_do_not_help_are_hidden(monkeypatch, capsys):
+    class Utils:
+        @staticmethod
+        def register_all_modules(init_default_scope):
+            print('Could not import OneDL. Skipping OneDL datasets.')
+            print('something else')
+            warnings.warn('faster_coco_eval is not installed, so', stacklevel=1)
+            warnings.warn('Warning: The polygon is out of bounds, the', stacklevel=1)
+            warnings.warn('pkg_resources is deprecated as an API. See', stacklevel=1)
+            warnings.warn('news', stacklevel=1)
+
+    monkeypatch.setattr(cli.importlib, 'import_module', lambda name: Utils)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        import_host('mmdet')
+    assert capsys.readouterr().out == 'something else\n'
+    assert [str(w.message) for w in caught] == ['news']
+
+
+def test_a_host_that_cannot_be_imported(monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(cli.importlib, 'import_module', fail)
+    error = ModuleNotFoundError("No module named 'mmseg'", name='mmseg')
+    with pytest.raises(UsageError, match='mmseg is not installed: python -m pip install '):
+        import_host('mmseg')
+    error = RuntimeError('broken')
+    with pytest.raises(RuntimeError, match='broken'):
+        import_host('mmseg')
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'semfpn'])
+def test_build_model(name, tmp_path):
+    """Of a config whose data is not there, with the weights of a trained model."""
+    config = ROOT / f'configs/demo/{name}.py'
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.depths = (1, 1, 1, 1)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        state = randomise(MODELS.build(cfg.model)).state_dict()
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in state.items()}, meta={}), path)
+
+    model = build_model(cfg, path)
+    assert not any(module.training for module in model.modules())
+    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
+    assert model.state_dict().keys() == state.keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    mean = model.data_preprocessor.mean.flatten().tolist()
+    assert mean == pytest.approx(cfg.model.data_preprocessor.mean)
+
+
+def test_mistakes_of_building(tmp_path):
+    config = ROOT / 'configs/demo/retinanet.py'
+    with pytest.raises(UsageError, match=r'none\.py is no file'):
+        build_model('none.py', 'epoch_1.pth')
+    torch.save(dict(state_dict={}, meta={}), tmp_path / 'empty.pth')
+    with pytest.raises(RuntimeError, match=r'does not fit .* tensors of this RetinaNet'):
+        build_model(config, tmp_path / 'empty.pth')
+    evil = dict(state_dict={}, meta=Planted(tmp_path / 'planted'))
+    torch.save(evil, tmp_path / 'evil.pth')
+    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth holds more than weights'):
+        build_model(config, tmp_path / 'evil.pth')
+    assert not (tmp_path / 'planted').exists()
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+# A path for each scheme that mmengine knows, in its own notation. `home/x` is a file below
+# MMENGINE_HOME, where other names lead to a URL.
+PATHS = {
+    '': ['evil.pth', 'pvt_small', 'ftp://host/evil.pth'],
+    'http://': ['http://host/evil.pth'],
+    'https://': ['https://host/evil.pth'],
+    'modelzoo://': ['modelzoo://resnet18'],
+    'torchvision://': ['torchvision://resnet18'],
+    'mmcls://': ['mmcls://resnet18'],
+    'open-mmlab://': ['open-mmlab://resnet50_v1c', 'open-mmlab://home'],
+    'openmmlab://': ['openmmlab://resnet50_v1c', 'openmmlab://home'],
+    'pavi://': ['pavi://folder/evil.pth'],
+    r'(\S+\:)?s3://': ['s3://bucket/evil.pth', 'cluster:s3://bucket/evil.pth'],
+    r'(\S+\:)?petrel://': ['petrel://bucket/evil.pth', 'cluster:petrel://bucket/evil.pth'],
+}
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch) -> Path:
+    """A file that runs code, which is found behind every scheme."""
+    path = tmp_path / 'evil.pth'
+    state = {'backbone.weight': torch.ones(1)}
+    torch.save(dict(state_dict=state, meta=Planted(tmp_path / 'planted')), path)
+    monkeypatch.setattr(cli, 'find_checkpoint', lambda name: path)
+    monkeypatch.setattr(mmengine_checkpoint, 'get_torchvision_models', lambda: dict(resnet18='x'))
+    (tmp_path / 'open_mmlab.json').write_text(json.dumps(dict(home='evil.pth')))
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    remote = SimpleNamespace(
+        name='evil.pth', download=lambda target: shutil.copy(path, target), get=lambda name: remote
+    )
+    monkeypatch.setitem(sys.modules, 'pavi', SimpleNamespace(modelcloud=remote))
+    bucket = SimpleNamespace(get=lambda name: path.read_bytes())
+    monkeypatch.setattr(mmengine_checkpoint, 'get_file_backend', lambda *_, **__: bucket)
+    yield path
+    install_safe_loader()
+
+
+@pytest.mark.parametrize('trust', [False, True])
+@pytest.mark.parametrize('scheme', CheckpointLoader._schemes)
+def test_nothing_runs_behind_any_scheme(scheme, trust, evil, capfd):
+    install_safe_loader(trust)
+    for path in PATHS[scheme]:
+        if trust:
+            content = _load_checkpoint(path)
+            assert list(content['state_dict'].values()) == [torch.ones(1)]
+            evil.with_name('planted').unlink()
+            continue
+        message = r'holds more than weights \(io.open\).*, pass --trust-checkpoint'
+        with pytest.raises(pickle.UnpicklingError, match=message):
+            _load_checkpoint(path)
+        assert not evil.with_name('planted').exists()
+        assert 'Falling back' not in ''.join(capfd.readouterr())
+
+
+@pytest.mark.parametrize('options', [{}, dict(resume=True)], ids=['load_from', 'resume'])
+def test_a_runner_does_not_run_what_a_checkpoint_contains(options, tmp_path):
+    evil = dict(state_dict=Toy().state_dict(), meta=Planted(tmp_path / 'planted'))
+    torch.save(evil, tmp_path / 'evil.pth')
+    install_safe_loader()
+    runner = toy_runner(tmp_path, load_from=str(tmp_path / 'evil.pth'), **options)
+    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth holds more than weights'):
+        runner.train()
+    assert not (tmp_path / 'planted').exists()
+
+
+def test_checkpoints_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(dict(weight=torch.ones(2)), tmp_path / 'weights.pth')
+    install_safe_loader()
+    assert _load_checkpoint('~/weights.pth')['weight'].tolist() == [1, 1]

@@ -1,0 +1,144 @@
+"""The hooks and functions that a config can name."""
+
+import contextlib
+import operator
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pvt_mm import PVTv2
+from pvt_mm.engine.hooks import CompleteCheckpointHook, DataWaitHook, check_complete
+
+from ..conftest import ROOT
+from .toys import Toy, toy_runner
+
+
+@pytest.mark.slow
+def test_importing_the_package_registers_what_a_config_can_name():
+    code = """
+import sys, pvt_mm
+from mmengine.registry import FUNCTIONS, HOOKS, METRICS, MODELS
+for registry, names in (
+    (MODELS, ['PVT', 'PVTv2']),
+    (METRICS, ['FastCocoMetric']),
+    (FUNCTIONS, ['wrap_pvt_blocks']),
+    (HOOKS, ['CompileBackboneHook', 'CompleteCheckpointHook', 'DataWaitHook', 'PeakMemoryHook']),
+):
+    for name in names:
+        assert registry.module_dict[name].__module__.startswith('pvt_mm.'), name
+print({'mmcv', 'mmdet', 'mmseg'} & {*sys.modules})
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == 'set()\n', done.stderr
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s, None),
+        (lambda s: {f'module.{k}': v for k, v in s.items()} | {'more': torch.zeros(1)}, None),
+        (
+            lambda s: {k: v for k, v in s.items() if k.startswith('backbone.')},
+            r'3 of the 3 tensors of this Detector outside its backbone \(neck, head x 2\): '
+            r'an ImageNet classifier, or a backbone alone, cannot be tested',
+        ),
+        (
+            lambda s: s | {'head.weight': torch.zeros(3, 2)},
+            r'1 of the 3 .* \(head\): test it with the config that it was trained with',
+        ),
+        (
+            lambda s: {k: v for k, v in s.items() if not k.startswith('backbone.block1.1.norm')},
+            r'lacks 4 tensors of the backbone .*, first backbone\.block1\.1\.norm1\.bias: test a ',
+        ),
+    ],
+)
+@pytest.mark.parametrize('by_hook', [True, False])
+def test_a_checkpoint_to_test_has_to_be_complete(change, message, by_hook):
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = PVTv2('b0', out_indices=0)
+            self.neck = nn.PReLU()
+            self.head = nn.Linear(2, 1, bias=False)
+            self.head.register_buffer('mean', torch.zeros(1))
+
+    model = Detector()
+    checkpoint = dict(state_dict=change(model.state_dict()), meta={})
+    with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
+        if by_hook:
+            runner = SimpleNamespace(model=model)
+            CompleteCheckpointHook().after_load_checkpoint(runner, checkpoint)
+        else:
+            check_complete(model, checkpoint)
+
+
+def test_memory_is_that_of_the_process(tmp_path):
+    runner = toy_runner(tmp_path)
+    runner.train()
+    logged = runner.message_hub.get_scalar('train/memory').current()
+    with open('/proc/self/status') as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))
+    assert logged == pytest.approx(peak / 1024, rel=0.05)
+
+
+class SlowData(list):
+    """Keeps the model waiting."""
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_training_that_waits_for_its_data_warns_once(slow, tmp_path, capfd):
+    runner = toy_runner(tmp_path, [DataWaitHook(interval=2)], max_epochs=4)
+    if slow:
+        runner._train_dataloader['dataset'] = SlowData([dict(x=torch.ones(1))] * 8)
+    else:
+        runner.model.forward = slowly(runner.model.forward)
+    runner.train()
+    found = re.findall(
+        r'waits for its data: 0\.\d\d of the 0\.\d\d s .*num_workers \(now 0; \d+ CPUs here\)',
+        ''.join(capfd.readouterr()),
+    )
+    assert len(found) == slow
+
+
+def slowly(function):
+    def after_a_while(*args, **kwargs):
+        time.sleep(0.2)  # many times the time of loading on a busy machine
+        return function(*args, **kwargs)
+
+    return after_a_while
+
+
+def test_compiling_the_backbone_alone(tmp_path):
+    class Backbone(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    class WithBackbone(Toy):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Backbone()
+
+        def forward(self, x, mode='tensor'):
+            return super().forward(self.backbone(x), mode)
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    compiled = []
+    hook = dict(type='CompileBackboneHook', backend=backend)
+    runner = toy_runner(tmp_path, [hook], max_epochs=1, model=WithBackbone())
+    runner.train()
+    assert len(compiled) == 1
+    operators = [node.target for node in compiled[0].graph.nodes if node.op == 'call_function']
+    assert operators == [operator.add]

@@ -1,0 +1,46 @@
+"""A model that trains in milliseconds, and its runner."""
+
+from pathlib import Path
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from pvt_mm.engine import ToolRunner
+
+
+class Toy(BaseModel):
+    """Fits y = 2 x, with a normalisation that needs a GPU when it is synchronised."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.norm = nn.SyncBatchNorm(1)
+
+    def forward(self, x, mode='tensor'):
+        return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
+
+
+def toy_runner(
+    work_dir: Path, hooks=(), max_epochs=2, max_keep_ckpts=-1, model=None, **kwargs
+) -> ToolRunner:
+    data = torch.linspace(-1, 1, 8)[:, None]
+    return ToolRunner(
+        model=model or Toy(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=4,
+            collate_fn=dict(type='default_collate'),
+            dataset=[dict(x=x) for x in data],
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=max_keep_ckpts),
+        ),
+        custom_hooks=list(hooks),
+        experiment_name=f'{work_dir.name}-{max_epochs}',
+        **kwargs,
+    )
