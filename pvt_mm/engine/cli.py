@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.utils import digit_version
 from torch import nn
 
 from ..environment import HOSTS, explain, find_problems
@@ -54,6 +56,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    if dist.is_initialized():
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the process group while Python can still do so.
+
+    A thread of gloo may hold tensors of the last broadcast. It needs the GIL to release them, and
+    aborts the process if Python is ending. It gets the GIL while this thread waits at the barrier.
+    """
+    if dist.get_backend() == 'gloo':
+        dist.barrier()
+    if digit_version(torch.__version__) >= digit_version('2.2'):  # before, this may hang
+        dist.destroy_process_group()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
@@ -28,7 +29,7 @@ from pvt_mm.engine import (
     run,
 )
 
-from ..conftest import ROOT, randomise
+from ..conftest import ROOT, not_on_torch_2_1, randomise
 from ..weights.test_files import Planted
 from .conftest import coco
 from .toys import Toy, toy_runner
@@ -93,6 +94,14 @@ def test_tools_exit_with_a_sentence_or_a_number(error, code):
     with pytest.raises(SystemExit) as end:
         run(main)
     assert end.value.code == code
+
+
+@not_on_torch_2_1('may hang when it ends a group')
+def test_tools_leave_the_process_group(free_port):
+    """A process that ends in its group can abort, after all its work is done."""
+    address = f'tcp://127.0.0.1:{free_port}'
+    run(lambda: dist.init_process_group('gloo', address, rank=0, world_size=1))
+    assert not dist.is_initialized()
 
 
 def test_messages_of_the_hosts_that_do_not_help_are_hidden(monkeypatch, capsys):

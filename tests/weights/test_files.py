@@ -98,7 +98,6 @@ def test_the_content_decides_how_a_file_is_read(tmp_path, kind, name):
         (lambda storage, location: None, 'cpu'),
         (lambda storage, location: torch.UntypedStorage(storage.nbytes(), device='meta'), 'meta'),
     ],
-    ids=str,
 )
 def test_map_location(tmp_path, kind, map_location, device):
     read = read_checkpoint(save(kind, tmp_path), map_location)
