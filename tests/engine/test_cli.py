@@ -17,6 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
+from torch import nn
 
 from pvt_mm.engine import (
     UsageError,
@@ -96,12 +97,25 @@ def test_tools_exit_with_a_sentence_or_a_number(error, code):
     assert end.value.code == code
 
 
+def gloo_threads() -> list[str]:
+    names = (task.joinpath('comm').read_text() for task in Path('/proc/self/task').iterdir())
+    return [name for name in names if 'gloo' in name]
+
+
 @not_on_torch_2_1('may hang when it ends a group')
-def test_tools_leave_the_process_group(free_port):
-    """A process that ends in its group can abort, after all its work is done."""
-    address = f'tcp://127.0.0.1:{free_port}'
-    run(lambda: dist.init_process_group('gloo', address, rank=0, world_size=1))
+def test_tools_end_the_threads_of_the_process_group(free_port):
+    """A thread that releases tensors while Python ends aborts a process that has done its work."""
+
+    def main():
+        address = f'tcp://127.0.0.1:{free_port}'
+        dist.init_process_group('gloo', address, rank=0, world_size=1)
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        model.itself = [model]  # as a Runner's parts refer to each other
+        assert gloo_threads()
+
+    run(main)
     assert not dist.is_initialized()
+    assert gloo_threads() == []
 
 
 def test_messages_of_the_hosts_that_do_not_help_are_hidden(monkeypatch, capsys):
