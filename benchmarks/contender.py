@@ -1,69 +1,35 @@
 """One contender of benchmarks/speed.py, in a process of its own, which may be another Python.
 
-It reads lines from standard input, first a task in JSON and then commands, and answers each with a
-line of JSON. It needs torch and the library of its task, but neither pvt_mm nor mmengine.
+It reads lines from standard input and answers each with a line of JSON. A line is a task in JSON,
+which replaces the task before, or the name of a method of Contender, or ``release``. It needs torch
+and the library of its task, but neither pvt_mm nor mmengine.
 """
 
+import contextlib
+import gc
 import json
 import os
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .peers import BUILDERS, load, mmdet_config, version
+from .meters import mark, peak, repeats, reset_peak, seconds_between, synchronise, timed
+from .peers import BUILDERS, load, version
+from .products import Recorder, as_graph, cache_size, peak_rate
 
 Maps = list[Tensor]
-aten = torch.ops.aten
-# The matrix products of linear layers, convolutions and attention, which no network can leave out.
-PRODUCTS = (
-    *('mm', 'addmm', 'addmm_', 'bmm', 'baddbmm', '_linear_pointwise'),
-    *('convolution', 'convolution_backward'),
-    *('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_flash_attention'),
-    '_scaled_dot_product_flash_attention_for_cpu_backward',
-    *('_scaled_dot_product_flash_attention_backward', '_scaled_dot_product_efficient_attention'),
-    '_scaled_dot_product_efficient_attention_backward',
-)
-
-
-class Recorder(TorchDispatchMode):
-    """Records the matrix products that run, with stand-ins for their tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable, tuple, dict]] = []
-        self.like: dict[tuple, Tensor] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in PRODUCTS:
-            copied = torch.utils._pytree.tree_map(self.replace, (args, kwargs or {}))
-            self.calls.append((func, *copied))
-        return result
-
-    def replace(self, value: object) -> object:
-        """A tensor of the same sizes, strides and dtype, shared by all such arguments."""
-        if not isinstance(value, Tensor):
-            return value
-        key = (value.shape, value.stride(), value.dtype)
-        if key not in self.like:
-            like = torch.empty_strided(*key[:2], dtype=value.dtype, device=value.device)
-            self.like[key] = like.normal_(std=0.1) if like.is_floating_point() else like.zero_()
-        return self.like[key]
-
-    def replay(self) -> None:
-        for func, args, kwargs in self.calls:
-            func(*args, **kwargs)
+# The parts of a task that decide which model it needs.
+MODEL = ('peer', 'name', 'numbers', 'with_cp', 'variant', 'weights', 'official', 'device')
 
 
 class Clock(TorchDispatchMode):
-    """Measures the seconds of each operator."""
+    """Measures the seconds of each operator on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,237 +43,254 @@ class Clock(TorchDispatchMode):
 
 
 class Contender:
-    """A model, or only its matrix products, that runs one step at a time."""
+    """A model, or only its matrix products, that runs some steps at a time.
 
-    def __init__(self, task: dict) -> None:
+    Args:
+        task: What to run; see ``benchmarks.children.start``.
+        models: The model of the last task, to be used again, by its part of the task.
+    """
+
+    def __init__(self, task: dict, models: dict[str, nn.Module]) -> None:
         torch.set_num_threads(task['threads'])
         self.task, self.device = task, torch.device(task['device'])
-        peer = 'ours' if task['peer'] == 'roofline' else task['peer']
-        model = BUILDERS[peer](task)
-        if task['weights']:
-            load(model, task)
-        self.model = model.to(self.device).train(task['mode'] == 'train')
+        self.dtype = getattr(torch, task['dtype'])
+        self.on_gpu = self.device.type == 'cuda'
+        self.training = task['mode'] == 'train'
+        self.model = self.find_model(models).train(self.training)
         seeded = torch.Generator().manual_seed(0)
         image = torch.randn(task['batch'], 3, *task['size'], generator=seeded)
         self.image = image.to(self.device)
-        self.replay = None
+        self.gradients: Maps = []
+        self.spans: list[tuple] = []
+        self.optimizer = self.replay = self.first = self.no_graph = None
+        if task['optimizer']:
+            # The learning rate changes the weights, not the work.
+            kinds = {kind: kind == task['optimizer'] for kind in ('foreach', 'fused')}
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, **kinds)
+        start = time.perf_counter()
         if task['peer'] == 'roofline':
-            recorder = Recorder()
-            with recorder:
-                self.run_model()
-            self.model, self.replay = None, recorder.replay
+            self.record()
         elif task['compile']:
+            torch.compiler.reset()  # the graphs of an earlier task
             self.model = torch.compile(self.model)
+        if self.on_gpu or (task['compile'] and not self.replay):
+            self.run()
+            synchronise(self.device)
+            self.first = time.perf_counter() - start
+        self.release_cache()
+
+    def find_model(self, models: dict[str, nn.Module]) -> nn.Module:
+        key = json.dumps([self.task[name] for name in MODEL])
+        if key not in models:
+            models.clear()
+            task = self.task | dict(peer=self.task['peer'].replace('roofline', 'ours'))
+            model = BUILDERS[task['peer']](task)
+            if task['weights']:
+                load(model, task)
+            models[key] = model.to(self.device)
+        return models[key]
+
+    def record(self) -> None:
+        """Replace the model by its products: on a GPU a CUDA graph, without gaps between them."""
+        recorder = Recorder(cache_size(self.device))
+        with recorder:
+            self.run_model()
+        self.model, self.replay = None, recorder.replay
+        if self.on_gpu:
+            with torch.no_grad():
+                try:
+                    self.replay = as_graph(recorder.replay)
+                except RuntimeError as error:  # reported: the gaps are then part of the roofline
+                    self.no_graph = short(error)
+
+    def about(self) -> dict:
+        """Versions, the seconds of the first step if it has run, why there is no CUDA graph."""
+        return dict(
+            version=version(self.task['peer']),
+            torch=torch.__version__,
+            first=self.first,
+            no_graph=self.no_graph,
+        )
 
     def run_model(self) -> Maps:
-        dtype = dict(float32=None, bfloat16=torch.bfloat16)[self.task['dtype']]
-        autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-        training = self.task['mode'] == 'train'
-        with torch.set_grad_enabled(training), autocast:
+        mixed = self.dtype != torch.float32
+        autocast = torch.autocast(self.device.type, self.dtype if mixed else None, enabled=mixed)
+        with torch.set_grad_enabled(self.training), autocast:
             result = self.model(self.image)
             result = getattr(result, 'last_hidden_state', result)
             maps = list(result) if isinstance(result, (tuple, list)) else [result]
-            loss = sum(x.float().mean() for x in maps) if training else None
-        if training:
-            loss.backward()
+        if self.training:
+            if not self.gradients:
+                # Random, since the gradient of a mean is 0 behind a norm, and a GPU multiplies
+                # zeros with less power, that is faster. Of a size that float16 holds: a scaler of
+                # gradients has nothing to do, and is part of an optimizer.
+                self.gradients = [1e-3 * torch.randn_like(x) for x in maps]
+            torch.autograd.backward(maps, self.gradients)
+            if self.optimizer:
+                with self.span():
+                    self.optimizer.step()
             self.model.zero_grad(set_to_none=True)
         return [x.detach() for x in maps]
 
-    def step(self) -> dict:
-        """Run a step.
+    @contextlib.contextmanager
+    def span(self) -> Iterator[None]:
+        start = mark(self.device)
+        yield
+        self.spans.append((start, mark(self.device)))
 
-        Returns:
-            ``seconds``; ``parts`` with the seconds that all cores spend in the operating system,
-            which allocates memory; the ``peak`` of memory and its increase (``step``) in bytes.
-        """
-        before = reset_peak(self.device)
-        self.synchronise()
-        system = resource.getrusage(resource.RUSAGE_SELF).ru_stime
-        start = time.perf_counter()
+    def run(self) -> None:
         if self.replay:
             with torch.no_grad():
                 self.replay()
         else:
-            self.last = self.run_model()[-1].float().flatten()
-        self.synchronise()
-        seconds = time.perf_counter() - start
-        system = resource.getrusage(resource.RUSAGE_SELF).ru_stime - system
+            self.last = self.run_model()[-1]
+
+    def step(self) -> dict:
+        """Run a turn: one step, or as many as take ``min_seconds``, after two for warming up.
+
+        Returns:
+            ``seconds`` per step; the ``peak`` of memory and its increase (``step``) in bytes;
+            ``parts`` of a step in seconds: on a CPU those that all cores spend in the operating
+            ``system``, which allocates memory, on a GPU the ``host``'s for starting all kernels,
+            and the ``optimizer``'s. On a GPU also ``reserved``, the peak of the allocator's memory.
+        """
+        before = reset_peak(self.device)
+        steps, parts = 1, {}
+        if self.task['min_seconds']:
+            self.run()  # the allocator asks the driver for memory
+            synchronise(self.device)
+            start = time.perf_counter()
+            self.run()
+            host = time.perf_counter() - start
+            synchronise(self.device)
+            steps = repeats(time.perf_counter() - start, self.task['min_seconds'])
+            if self.on_gpu:
+                parts['host'] = host
+        self.spans.clear()
+        system = resource.getrusage(resource.RUSAGE_SELF).ru_stime
+        seconds = timed(self.run, steps, self.device) / steps
+        if not self.on_gpu:
+            system = resource.getrusage(resource.RUSAGE_SELF).ru_stime - system
+            parts['system'] = system / steps
+        if self.spans:
+            parts['optimizer'] = sum(seconds_between(*span) for span in self.spans) / steps
         top = peak(self.device)
-        return dict(seconds=seconds, peak=top, step=top - before, parts=dict(system=system))
+        turn = dict(seconds=seconds, steps=steps, peak=top, step=top - before, parts=parts)
+        if self.on_gpu:
+            turn['reserved'] = torch.cuda.max_memory_reserved(self.device)
+        self.release_cache()
+        return turn
 
-    def synchronise(self) -> None:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize()
+    def release_cache(self) -> None:
+        """Give the memory of a step to the other contenders."""
+        if self.on_gpu:
+            torch.cuda.empty_cache()
 
-    def profile(self) -> dict[str, float]:
-        """Seconds of a step by operator; ``other`` is the overhead of torch and Python."""
+    def flops(self) -> float:
+        """The FLOP/s of a large product in this dtype, the most that a step can reach."""
+        return peak_rate(self.device, self.dtype, side=8192 if self.on_gpu else 1024)
+
+    def profile(self) -> dict[str, dict[str, float]]:
+        """Seconds of a step by operator, on a GPU its kernels', and there also by kernel.
+
+        On a CPU ``other`` is the overhead of torch and Python.
+        """
+        if self.on_gpu:
+            return self.profile_gpu()
         start = time.perf_counter()
         with Clock() as clock:
             self.run_model()
         total = time.perf_counter() - start
-        return dict(clock.seconds, other=total - sum(clock.seconds.values()))
+        return dict(operators=dict(clock.seconds, other=total - sum(clock.seconds.values())))
+
+    def profile_gpu(self) -> dict[str, dict[str, float]]:
+        from torch.profiler import ProfilerActivity, profile
+
+        self.run_model()
+        synchronise(self.device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            self.run_model()
+            synchronise(self.device)
+        return by_name(profiler.key_averages())
 
     def probe(self) -> list[float]:
         """The size of the last map and up to 64 of its values, to compare the contenders."""
-        size = self.last.numel()
-        return [size, *self.last[:: max(size // 64, 1)][:64].tolist()]
+        last = self.last.float().flatten()
+        size = last.numel()
+        return [size, *last[:: max(size // 64, 1)][:64].tolist()]
 
 
-class Detector:
-    """A config under the real Runner, whose hook waits for a line before each iteration."""
+def by_name(events: list) -> dict[str, dict[str, float]]:
+    """Seconds on a GPU by operator and by kernel, from the averages of torch's profiler."""
+    found: dict[str, dict[str, float]] = dict(operators={}, kernels={})
+    for event in events:
+        on_cpu = event.device_type == torch.autograd.DeviceType.CPU
+        if event.self_device_time_total > 0:
+            found['operators' if on_cpu else 'kernels'][event.key] = (
+                event.self_device_time_total / 1e6
+            )
+    return found
 
-    def __init__(self, task: dict, answer: Callable[[dict], None]) -> None:
-        from mmengine.config import Config
-        from mmengine.hooks import Hook
 
-        from pvt_mm.engine import ToolRunner, import_host
+def short(error: Exception) -> str:
+    """The kind of an error and the beginning of its message, which may have many lines."""
+    lines = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0][:300]}'
 
-        torch.set_num_threads(task['threads'])
-        self.task, self.answer, self.spent = task, answer, Counter()
-        self.device = torch.device(task['device'])
-        cfg = Config.fromfile(task['config'])
-        import_host(cfg.default_scope)
-        cfg.merge_from_dict(task['cfg_options'])
-        cfg.work_dir = task['folder']
-        cfg.load_from, cfg.resume, cfg.randomness = None, False, dict(seed=0)
-        cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
-        if task['peer'] == 'mmdet':
-            cfg.model.backbone = mmdet_config(task)
-        else:
-            cfg.model.backbone.with_cp = task['with_cp']
-        if task['compile']:
-            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBackboneHook')]
-        for split in ('train', 'val', 'test'):
-            # A worker process would load images during the turns of the other contenders.
-            cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
 
-        turns = self
-
-        class TurnHook(Hook):
-            priority = 'LOWEST'
-
-            def before_train_epoch(self, runner):
-                turns.watch(runner)
-
-            before_test_epoch = before_train_epoch
-
-            def before_train_iter(self, *args, **kwargs):
-                turns.spent['data'] = time.perf_counter() - turns.start
-
-            before_test_iter = before_train_iter
-
-            def after_train_iter(self, *args, **kwargs):
-                turns.finish()
-                turns.wait()
-
-            after_test_iter = after_train_iter
-
-        self.runner = ToolRunner.from_cfg(cfg)
-        self.runner.register_hook(TurnHook())
+def serve(lines: Iterator[str], answer: Callable[[dict], None]) -> None:
+    """Answer each line, until there are no more, or an error after which none can be answered."""
+    contender, models, keep = None, {}, False
+    for line in lines:
+        command, failed = line.strip(), None
         try:
-            self.runner.train() if task['mode'] == 'train' else self.runner.test()
-        except EOFError:  # no more turns
-            return
+            if command.startswith('{'):
+                contender = None
+                task = json.loads(command)
+                keep = task['keep']
+                if task['config']:
+                    from .detector import Detector
 
-    def watch(self, runner) -> None:
-        """Before the first iteration: load the common weights and put a clock on each part."""
-        model = runner.model
-        model.backbone.load_state_dict(torch.load(self.task['weights'], weights_only=True))
-        path = Path(self.task['folder']).with_name('rest.pth')
-        rest = {name: child for name, child in model.named_children() if name != 'backbone'}
-        if not path.exists():  # without a checkpoint: this is the first contender, ours
-            torch.save({name: child.state_dict() for name, child in rest.items()}, path)
-        for name, state in torch.load(path, weights_only=True).items():
-            rest[name].load_state_dict(state)
-        self.clock(model.backbone, 'forward', 'backbone')
-        self.clock(model.neck, 'forward', 'neck')
-        if self.task['mode'] == 'train':
-            self.clock(model, 'train_step', 'model')
-            self.clock(runner.optim_wrapper, 'backward', 'backward')
-            self.clock(runner.optim_wrapper, 'update_params', 'update')
-        else:
-            self.clock(model, 'test_step', 'model')
-            self.clock(runner.test_evaluator, 'process', 'evaluation')
-        self.answer(dict(version=version(self.task['peer']), torch=torch.__version__))
-        self.wait()
-
-    def clock(self, owner: object, method: str, part: str) -> None:
-        function = getattr(owner, method)
-
-        def clocked(*args, **kwargs):
-            start = self.now()
-            result = function(*args, **kwargs)
-            self.spent[part] += self.now() - start
-            return result
-
-        setattr(owner, method, clocked)
-
-    def now(self) -> float:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def wait(self) -> None:
-        if not sys.stdin.readline():
-            raise EOFError
-        self.spent.clear()
-        self.before = reset_peak(self.device)
-        self.start = self.now()
-
-    def finish(self) -> None:
-        seconds = self.now() - self.start
-        spent = self.spent
-        inside = ('backbone', 'neck', 'update')
-        parts = {key: spent[key] for key in ('data', 'backbone', 'neck')}
-        parts['head'] = spent['model'] - sum(spent[key] for key in inside)
-        if self.task['mode'] == 'train':
-            parts['backward'] = spent['backward']
-            parts['optimizer'] = spent['update'] - spent['backward']
-        else:
-            parts['evaluation'] = spent['evaluation']
-        top = peak(self.device)
-        self.answer(dict(seconds=seconds, peak=top, step=top - self.before, parts=parts))
+                    Detector(task, answer)
+                    return
+                if task['compile'] or task['variant'] or not keep:
+                    models.clear()
+                free()
+                contender = Contender(task, models)
+                answer(contender.about())
+            elif command == 'release':
+                contender = None
+                free()
+                answer({})
+            elif command == 'step':
+                answer(contender.step())
+            else:
+                answer({command: getattr(contender, command)()})
+        except Exception as error:  # the parent names the contenders that it leaves out, and why
+            failed = short(error)
+        if failed:
+            contender = None
+            models.clear()
+            free()  # not in the handler above: there the error still holds the tensors of its step
+            answer(dict(error=failed))
+            if not keep or 'CUDA error' in failed:
+                return
 
 
-def reset_peak(device: torch.device) -> int:
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM
-    return status('VmRSS')
-
-
-def peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == 'cuda' else status('VmHWM')
-
-
-def status(key: str) -> int:
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # standard output of the libraries must not mix with the answers
-    task = json.loads(sys.stdin.readline())
 
     def answer(content: dict) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    try:
-        if task['config']:
-            Detector(task, answer)
-            return
-        contender = Contender(task)
-        answer(dict(version=version(task['peer']), torch=torch.__version__))
-        for line in sys.stdin:
-            wanted = line.strip()
-            if wanted == 'step':
-                answer(contender.step())
-            else:
-                answer({wanted: getattr(contender, wanted)()})
-    except Exception as error:  # the parent names the contenders that it leaves out, and why
-        answer(dict(error=f'{type(error).__name__}: {error}'))
+    serve(sys.stdin, answer)
 
 
 if __name__ == '__main__':

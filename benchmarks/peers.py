@@ -15,8 +15,13 @@ from torch import nn
 def build_ours(task: dict) -> nn.Module:
     import pvt_mm
 
+    from .variants import VARIANTS
+
     cls = pvt_mm.PVTv2 if task['version'] == 2 else pvt_mm.PVT
-    return cls(task['arch'], drop_path_rate=0.0, with_cp=task['with_cp'])
+    model = cls(task['arch'], drop_path_rate=0.0, with_cp=task['with_cp'])
+    if task['variant']:
+        VARIANTS[task['variant']](model)
+    return model
 
 
 def mmdet_config(task: dict) -> dict:
