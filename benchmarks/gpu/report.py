@@ -1,0 +1,232 @@
+"""Write what a visit to a GPU has found into docs/gpu.md.
+
+    python -m benchmarks.gpu.report FOLDER [FOLDER ...]    # those that run.sh has written to
+    python -m benchmarks.gpu.report                        # of which code is docs/gpu.md?
+
+Everything between ``<!-- results -->`` and ``<!-- /results -->`` is replaced. Of a section in
+several folders the last one counts. What has not run is said in so many words.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import goals, tables
+
+from .environment import model_digest
+from .section import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs/gpu.md'
+RESULTS = re.compile(r'(<!-- results -->\n).*(<!-- /results -->)', re.DOTALL)
+NOT_RUN = 'Not run yet.'
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'mIoU', 'aAcc')
+Record = dict  # of benchmarks/gpu/section.py
+
+
+def read(folders: Iterable[Path]) -> dict[str, Record]:
+    return {
+        path.stem: read_json(path)
+        for folder in folders
+        for path in sorted(folder.rglob('*.json'))
+        if not path.name.startswith('.')
+    }
+
+
+def as_markdown(made: Table) -> str:
+    text = io.StringIO()
+    Console(file=text, width=1000).print(made)
+    return '\n'.join(
+        re.sub(r' {2,}', ' ', line).rstrip() for line in text.getvalue().strip().splitlines()
+    )
+
+
+def how_it_ended(record: Record) -> str:
+    """'' after a section that ended well."""
+    if record['timed_out']:
+        return f'Stopped at its time limit of {record["limit"]:.0f} s.'
+    if record['exit_code'] is None:
+        return f'Cut off after {record["seconds"]:.0f} s.'
+    if record['exit_code']:
+        last = record['output'].strip().splitlines()[-12:]
+        return '\n'.join(
+            [f'Exit code {record["exit_code"]}. Its last lines:', '', '```', *last, '```']
+        )
+    return ''
+
+
+def environment(record: Record) -> Iterator[str]:
+    found = record['result']
+    yield (
+        f'{found["date"]}, {found["device"]}'
+        + (
+            f' ({found["memory_gib"]} GiB, sm {found["capability"]}), driver {found["driver"]}, '
+            f'CUDA {found["cuda"]}, cuDNN {found["cudnn"]}, NCCL {found["nccl"]}'
+            if 'cuda' in found
+            else ''
+        )
+        + f', {found["cpus"]} cores, Python {found["python"]}, model code `{found["model"]}`.'
+    )
+    yield ', '.join(f'{k} {v}' for k, v in found['packages'].items() if v) + '.'
+
+
+def build(records: dict[str, Record]) -> Iterator[str]:
+    for name, what in (('install', 'Installed'), ('mmcv', 'mmcv installed, its operators checked')):
+        if record := records.get(name):
+            yield how_it_ended(record) or f'{what} in {record["seconds"]:.0f} s.'
+    if 'mmcv' in records:
+        lines = records['mmcv']['output'].splitlines()
+        yield '\n'.join(
+            line
+            for line in lines
+            if line.startswith(('installing', 'compiling', 'mmcv.ops', 'nms'))
+        )
+
+
+def tests(record: Record) -> Iterator[str]:
+    files = record['result']
+    made = Table('File', 'passed', 'failed', 'skipped', 's', box=box.MARKDOWN)
+    found = []
+    for part in files:
+        kinds = {'passed': [], 'failed': [], 'skipped': []}
+        for test in part['tests']:
+            kinds.get(test['outcome'], kinds['failed']).append(test)  # or still running
+        made.add_row(part['file'], *(str(len(k)) for k in kinds.values()), f'{part["seconds"]:.0f}')
+        found.append(kinds)
+    yield as_markdown(made)
+    for kinds in found:
+        for test in kinds['failed']:
+            message = test['message'][-1200:]
+            yield f'**{test["name"]}**: {test["outcome"]}\n\n```\n{message}\n```'
+    skipped = [test for kinds in found for test in kinds['skipped']]
+    if skipped:
+        names = sorted({f'{test["name"].partition("[")[0]}: {test["message"]}' for test in skipped})
+        yield '\n'.join(['Skipped:', '', *(f'- {name}' for name in names)])
+    made = Table('Test', 'Measured', '', box=box.MARKDOWN)
+    for part in files:
+        for test in part['tests']:
+            for key, value in test['measured'].items():
+                made.add_row(test['name'], key, str(value))
+    if made.rows:
+        summary = f'<details><summary>{len(made.rows)} measured values</summary>'
+        yield '\n\n'.join([summary, as_markdown(made), '</details>'])
+
+
+def speed(record: Record) -> Iterator[str]:
+    results = record['result'] or []
+    ran = [result for result in results if result['rows']]
+    if ran:
+        yield as_markdown(goals.summary(ran))
+        yield as_markdown(tables.overview(ran))
+    yield from dict.fromkeys(tables.remarks(results))
+
+
+def variants(record: Record) -> Iterator[str]:
+    for result in record['result'] or []:
+        yield f'{result["title"]}:'
+        if result['rows']:
+            yield as_markdown(tables.table(result['rows']))
+        for made in tables.profile_tables(result.get('profile') or {}):
+            yield as_markdown(made)
+    yield from dict.fromkeys(tables.remarks(record['result'] or []))
+
+
+def learning(name: str, record: Record, folder: Path) -> Iterator[str]:
+    found = record['result']
+    if not found or not found['metrics']:
+        yield 'It ended before its first validation.'
+        return
+    memory = f', {found["memory"]:.0f} MiB' if found['memory'] else ''
+    yield (
+        f'`{found["config"]}`: {found["done"]} of {found["iterations"]} iterations of '
+        f'{found["batch"]} images in {found["seconds"]:.0f} s, AMP {found["amp"] or "off"}; '
+        f'{found["images_per_second"]:.0f} images/s, {found["waiting"]:.0%} of the time waiting '
+        f'for data ({found["workers"]} workers){memory}.'
+    )
+    keys = [key for key in METRICS if key in found['metrics'][-1][1]]
+    made = Table('Iteration', *keys, box=box.MARKDOWN)
+    for step, values in found['metrics']:
+        made.add_row(str(step), *(f'{values.get(key, 0):.3f}' for key in keys))
+    yield as_markdown(made)
+    picture = folder / f'gpu-{name}.png'
+    draw(found, keys, picture)
+    yield f'![Loss and validation of {found["config"]}]({picture.name})'
+
+
+def draw(found: dict, keys: list[str], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout='constrained')
+    loss, validation = figure.subplots(1, 2)
+    loss.plot(*zip(*found['loss'], strict=True))
+    loss.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
+    for key in keys:
+        points = [(step, values.get(key, 0)) for step, values in found['metrics']]
+        validation.plot(*zip(*points, strict=True), marker='o', label=key)
+    validation.set(xlabel='iteration', ylabel='held-out images')
+    validation.legend()
+    for axis in (loss, validation):
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def page(records: dict[str, Record], folder: Path) -> str:
+    """The results in Markdown.
+
+    Args:
+        records: Of the sections, by name.
+        folder: Where to write pictures.
+    """
+    sections = [
+        ('Machine', 'environment', environment),
+        ('Installation', 'mmcv', lambda _: build(records)),
+        ('Correctness', 'tests', tests),
+        ('Speed and memory', 'speed', speed),
+        ('Variants', 'variants', variants),
+        ('Learning: RetinaNet on BCCD', 'bccd', lambda r: learning('bccd', r, folder)),
+        ('Learning: Semantic FPN on CamVid', 'camvid', lambda r: learning('camvid', r, folder)),
+    ]
+    parts = []
+    for title, name, write in sections:
+        parts.append(f'### {title}')
+        record = records.get(name)
+        if record is None:
+            parts.append(NOT_RUN)
+            continue
+        if name != 'mmcv':
+            parts.append(how_it_ended(record))
+        parts += write(record) if record['result'] or name == 'mmcv' else []
+    return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folders', nargs='*', type=Path)
+    parser.add_argument('--page', type=Path, default=PAGE)
+    args = parser.parse_args()
+    digest = model_digest()
+    if not args.folders:
+        tried = re.search(r'model code `(\w+)`', args.page.read_text('utf-8'))
+        print(
+            f'{args.page}: '
+            + (f'results of model code {tried[1]}' if tried else 'no results')
+            + f'; the present code is {digest}.'
+        )
+        return
+    text = page(read(args.folders), args.page.parent)
+    before = args.page.read_text('utf-8')
+    args.page.write_text(RESULTS.sub(lambda m: f'{m[1]}\n{text}\n{m[2]}', before), 'utf-8')
+    print(f'{args.page} is written; the present model code is {digest}.')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# One visit to a GPU machine without a network, with what stage.sh has collected in .gpu/.
+#
+#   benchmarks/gpu/run.sh check [SECONDS]      install, mmcv for the GPU, tests/gpu (480 s at most)
+#   benchmarks/gpu/run.sh measure [SECONDS]    speed beside the peers, training (360 s at most)
+#
+# Each section has a time limit and leaves a JSON file in $OUT (default gpu-results), the most important first, so that
+# a visit which is cut off still tells. A section that fails does not stop the next; the exit code is then 1.
+# DEVICE=cpu rehearses both at tiny sizes. PYTHON names the machine's Python, WORK a folder for what is installed.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+PHASE=${1:-}
+export DEVICE=${DEVICE:-cuda}
+OUT=${OUT:-gpu-results}
+PYTHON=${PYTHON:-python3}
+WORK=${WORK:-/tmp/pvt_mm-gpu}
+export WORK PYTHON PYTHONUNBUFFERED=1 PYTHONPATH=$WORK/site:$PWD
+FAILED=0
+
+case $PHASE in
+    check) BUDGET=${2:-480} ;;
+    measure) BUDGET=${2:-360} ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+mkdir -p "$OUT" "$WORK"
+OUT=$(cd "$OUT" && pwd)
+left() { echo $((BUDGET - SECONDS)); }
+least() { echo $(($1 < $2 ? $1 : $2)); }
+
+# section NAME LIMIT [--result FILE] -- COMMAND...: not longer than the phase.
+section() {
+    local name=$1 limit
+    limit=$(least "$2" "$(left)")
+    shift 2
+    if [ "$limit" -lt 5 ]; then echo "--- $name: no time left"; FAILED=1; return 1; fi
+    "$PYTHON" -m benchmarks.gpu.section "$OUT/$name.json" "$limit" "$@" || { FAILED=1; return 1; }
+}
+
+# A second run on the same machine finds what the first one has installed.
+if [ ! -f "$WORK/ready" ]; then
+    section install 120 -- bash benchmarks/gpu/install.sh .gpu "$WORK/site" || exit 1
+    section mmcv 330 -- bash benchmarks/gpu/install_mmcv.sh .gpu "$WORK/site" "$OUT" && touch "$WORK/ready"
+fi
+section environment 60 --result "$WORK/environment.json" -- \
+    "$PYTHON" -m benchmarks.gpu.environment --json "$WORK/environment.json"
+
+if [ "$PHASE" = check ]; then
+    section tests 300 --result "$WORK/tests.json" -- \
+        "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK"
+else
+    section speed "$(least 200 $((BUDGET * 45 / 100)))" --result "$WORK/speed.json" -- \
+        bash benchmarks/gpu/speed.sh "$WORK/speed.json" "$(least 185 $((BUDGET * 42 / 100)))"
+    for name in bccd camvid; do
+        seconds=$(least 240 $(($(left) - 15)))
+        if [ -d ".gpu/data/$name" ] && { [ "$seconds" -ge 45 ] || [ "$DEVICE" = cpu ]; }; then
+            section "$name" $((seconds + 15)) --result "$WORK/$name.json" -- \
+                "$PYTHON" -m benchmarks.gpu.learn "benchmarks/gpu/$name.py" --data ".gpu/data/$name" \
+                --seconds "$seconds" --work-dir "$WORK/$name" --json "$WORK/$name.json"
+        fi
+    done
+fi
+echo "--- $PHASE: $SECONDS s; results in $OUT:"
+ls -l "$OUT"
+exit "$FAILED"
