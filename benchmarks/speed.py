@@ -19,7 +19,7 @@ batches or dtypes are measured in every combination and summed up in one table.
 
 On a GPU a process serves all settings (--keep), and all contenders prepare a setting at the same
 time; one that fails, as by a lack of memory, tries again alone. Then they take turns of
---min-seconds, and give their memory back after each. The roofline is a CUDA graph, which has no gaps
+--min-seconds, and give their memory back after each. The roofline is a CUDA graph, without gaps
 between its kernels; its operands take turns, so that none is still in the cache from its last use.
 *of peak* is the share of a product of two 8192 x 8192 matrices in that dtype. Contenders compile at
 the same time, so Triton's autotuner makes its choices on a busy card. float16 and bfloat16 are
