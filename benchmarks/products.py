@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .meters import repeats, timed
 
-# Torch's own table of operators with FLOPs; torch 2.1 names it differently.
-COUNTED = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
+# Torch's own table of operators with FLOPs; not in torch 2.1, which cannot count a model either.
+COUNTED = getattr(flop_counter, 'flop_registry', {})
 # Products on a CPU that the table does not name.
 CPU_PRODUCTS = {
     *('addmm_', '_linear_pointwise', '_scaled_dot_product_flash_attention_for_cpu'),

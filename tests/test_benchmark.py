@@ -614,6 +614,19 @@ def test_a_turn_lasts_as_long_as_asked(monkeypatch):
     assert released == [True]
 
 
+def test_compiling_is_timed_apart_from_the_steps(monkeypatch):
+    """The products of the roofline are those of the plain model."""
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda model: compiled.append(model) or model)
+    ours = contender.Contender(task_of(compile=True), {})
+    assert compiled == [ours.model]
+    assert ours.about()['first'] > 0
+    roofline = contender.Contender(task_of(compile=True, peer='roofline'), {})
+    assert roofline.about()['first'] is None
+    assert contender.Contender(task_of(), {}).about()['first'] is None
+    assert len(compiled) == 1
+
+
 def test_repeats_fill_the_time():
     assert [meters.repeats(s, 0.1) for s in (0.03, 0.1, 5.0, 0.0)] == [4, 1, 1, 1000]
 
@@ -668,6 +681,7 @@ def recorded(function, cache: int = 0) -> products.Recorder:
     return recorder
 
 
+@needs_flop_counter
 def test_stand_ins_take_turns_so_that_none_is_in_the_cache():
     """100 bytes of cache, operands of 64 bytes: four of them before one comes again."""
     x = torch.ones(4, 4)
@@ -680,6 +694,7 @@ def test_stand_ins_take_turns_so_that_none_is_in_the_cache():
     assert len({arg.data_ptr() for _, args, _ in shared.calls for arg in args}) == 1
 
 
+@needs_flop_counter
 def test_stand_ins_have_the_strides_of_their_tensors():
     """Also of an expanded tensor, whose numbers share memory."""
     wide = torch.ones(3, 1).expand(3, 5)
@@ -726,6 +741,7 @@ def test_attention_on_a_gpu_is_a_product(kind):
     assert (tuple(q.shape), q.dtype, q.device.type) == ((2, 1, 8, 64), torch.float16, 'cuda')
 
 
+@needs_flop_counter
 def test_the_replayed_products_are_all_of_a_step():
     """Those of the forward pass, and two for each in the backward pass but the image's gradient."""
     task = task_of(peer='roofline', mode='train')
