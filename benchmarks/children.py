@@ -16,6 +16,9 @@ from pvt_mm.weights import read_checkpoint
 from pvt_mm.weights.names import from_pvt_mm, unwrap
 
 ROOT = Path(__file__).parents[1]
+GROUP = (
+    6  # kept processes that prepare a setting at the same time: ours, the roofline and the peers
+)
 
 
 class Deadline:
@@ -45,14 +48,17 @@ class Child:
     """
 
     def __init__(self, name: str, python: str, deadline: Deadline) -> None:
-        self.name, self.deadline = name, deadline
+        self.name, self.python, self.deadline = name, python, deadline
         self.process, self.about = None, {}
+        self.start()
+
+    def start(self) -> None:
         # The other Python need not have this repository on its path, and paths in the task are
         # relative to the present folder.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         try:
             self.process = subprocess.Popen(
-                [python, '-m', 'benchmarks.contender'],
+                [self.python, '-m', 'benchmarks.contender'],
                 env=os.environ | dict(PYTHONPATH=path),
                 text=True,
                 stdin=subprocess.PIPE,
@@ -184,9 +190,9 @@ def start(args: argparse.Namespace, pool: Pool) -> tuple[list[Child], list[str]]
     )
     tasks, left_out = [], []
     for title, peer, options in contenders(args):
-        path = pool.folder / f'{args.model}-{peer}.pth'
-        (pool.folder / title).mkdir(exist_ok=True)
         library = peer if peer in ('mmdet', 'timm', 'hf') else 'pvt_mm'
+        path = pool.folder / f'{args.model}-{library}.pth'
+        (pool.folder / title).mkdir(exist_ok=True)
         try:
             if not path.exists():
                 torch.save(from_pvt_mm(weights, library), path)
@@ -204,16 +210,19 @@ def prepare(
 ) -> tuple[list[Child], list[str]]:
     """Give each child its task: those that are ready, and ``left_out`` with the others."""
     lines = [json.dumps(task) for task in tasks]
-    if pool.keep:
-        for child, line in zip(children, lines, strict=True):
+    size = GROUP if pool.keep else 1
+    answers = []
+    for first in range(0, len(children), size):
+        group = children[first : first + size]
+        for child, line in zip(group, lines[first:], strict=False):
             child.send(line)
-        answers = [child.receive() for child in children]
-    else:
-        answers = [child.ask(line) for child, line in zip(children, lines, strict=True)]
+        answers += [child.receive() for child in group]
     ready = []
     for child, line, answer in zip(children, lines, answers, strict=True):
-        # Together they may need more memory than the card has.
-        if pool.keep and 'error' in answer and child.is_alive():
+        # Together they may have needed more memory than the card has.
+        if size > 1 and 'error' in answer and pool.deadline.fits():
+            if not child.is_alive():
+                child.start()
             answer = child.ask(line)
         child.about = answer
         if 'error' in answer:

@@ -146,7 +146,9 @@ class Contender:
             self.last = self.run_model()[-1]
 
     def step(self) -> dict:
-        """Run a turn: one step, or as many as take ``min_seconds``, after two for warming up.
+        """Run a turn: one step; on a GPU, or with ``min_seconds``, as many as take that long.
+
+        Then two steps before them warm up.
 
         Returns:
             ``seconds`` per step; the ``peak`` of memory and its increase (``step``) in bytes;
@@ -156,7 +158,7 @@ class Contender:
         """
         before = reset_peak(self.device)
         steps, parts = 1, {}
-        if self.task['min_seconds']:
+        if self.on_gpu or self.task['min_seconds']:
             self.run()  # the allocator asks the driver for memory
             synchronise(self.device)
             start = time.perf_counter()

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from .meters import repeats, timed
 
-# Products on a CPU that torch's own table of operators with FLOPs does not name.
+# Torch's own table of operators with FLOPs; not in torch 2.1, which cannot count a model either.
+COUNTED = getattr(flop_counter, 'flop_registry', {})
+# Products on a CPU that the table does not name.
 CPU_PRODUCTS = {
     *('addmm_', '_linear_pointwise', '_scaled_dot_product_flash_attention_for_cpu'),
     '_scaled_dot_product_flash_attention_for_cpu_backward',
@@ -20,7 +22,7 @@ CPU_PRODUCTS = {
 def is_product(func: torch._ops.OpOverload) -> bool:
     """Whether an operator is a product of a linear layer, a convolution or attention."""
     packet = func.overloadpacket
-    return packet in flop_registry or packet.__name__ in CPU_PRODUCTS
+    return packet in COUNTED or packet.__name__ in CPU_PRODUCTS
 
 
 class Recorder(TorchDispatchMode):

@@ -19,7 +19,7 @@ batches or dtypes are measured in every combination and summed up in one table.
 
 On a GPU a process serves all settings (--keep), and all contenders prepare a setting at the same
 time; one that fails, as by a lack of memory, tries again alone. Then they take turns of
---min-seconds, and give their memory back after each. The roofline is a CUDA graph, which has no gaps
+--min-seconds, and give their memory back after each. The roofline is a CUDA graph, without gaps
 between its kernels; its operands take turns, so that none is still in the cache from its last use.
 *of peak* is the share of a product of two 8192 x 8192 matrices in that dtype. Contenders compile at
 the same time, so Triton's autotuner makes its choices on a busy card. float16 and bfloat16 are
@@ -272,8 +272,10 @@ def compare(args: argparse.Namespace, pool: Pool, peaks: dict[str, float]) -> di
         # A backward pass costs two forward passes.
         passes = 3 if args.mode == 'train' else 1
         gflop = count_gflop(args.model, tuple(args.size)) * args.batch * passes
+    on_gpu = args.device.startswith('cuda')
     children, left_out = start(args, pool)
-    turns, dropped = measure(children, args.pairs)
+    # On a GPU each turn warms up.
+    turns, dropped = measure(children, args.pairs, warm_up=0 if on_gpu else 1)
     result = dict(
         title=describe(args),
         setting={key: getattr(args, key) for key in SETTING},
@@ -282,7 +284,6 @@ def compare(args: argparse.Namespace, pool: Pool, peaks: dict[str, float]) -> di
         left_out=left_out + dropped,
     )
     if turns.get('ours'):
-        on_gpu = args.device.startswith('cuda')
         if on_gpu and not args.config:
             result['peak_gflops'] = peak_of(children, args.dtype, peaks)
         rows = tables.summarise(turns, gflop, args.batch, result['peak_gflops'])
@@ -328,20 +329,21 @@ def agreement(children: list[Child]) -> dict[str, float]:
 def run(args: argparse.Namespace, results: list[dict], deadline: Deadline) -> None:
     """Append the result of each setting, and write all of them after each."""
     peaks: dict[str, float] = {}
-    longest = 0.0
+    durations: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder), deadline, args.keep)
         try:
             for setting in settings(args):
                 began = time.monotonic()
-                if not deadline.fits(longest):
+                # The first row starts the processes, so it must not decide about all others.
+                if not deadline.fits(max(durations[-3:], default=0.0)):
                     reason = f'the time limit of {args.time_limit:g} s'
                     result = dict(title=describe(setting), rows={}, left_out=[], not_run=reason)
                 elif args.sweep:
                     result = sweep(setting, pool)
                 else:
                     result = compare(setting, pool, peaks)
-                    longest = max(longest, time.monotonic() - began)
+                    durations.append(time.monotonic() - began)
                 result['duration'] = time.monotonic() - began
                 results.append(result)
                 if args.json:
@@ -377,7 +379,7 @@ def main() -> None:
         run(args, results, deadline)
     print()
     if len(results) > 1:
-        console.print(tables.overview(results))
+        console.print(tables.overview([r for r in results if 'not_run' not in r]))
     elif args.sweep:
         console.print(results[0]['title'], tables.sweep_table(results[0]['memory']), sep='\n\n')
     else:

@@ -213,8 +213,10 @@ def remarks(results: list[dict]) -> Iterator[str]:
                 yield f'{contender}: {found["version"]}, torch {found["torch"]}'
             if found.get('no_graph'):
                 yield f'{contender}: without a CUDA graph: {found["no_graph"]} ({result["title"]})'
+    reasons = dict.fromkeys(result['not_run'] for result in results if 'not_run' in result)
+    for reason in reasons:
+        titles = [result['title'] for result in results if result.get('not_run') == reason]
+        yield f'not run, {reason}: ' + '; '.join(titles)
     for result in results:
-        if result.get('not_run'):
-            yield f'not run: {result["title"]}: {result["not_run"]}'
         for line in result['left_out']:
             yield f'left out: {line}' + (f' ({result["title"]})' if len(results) > 1 else '')

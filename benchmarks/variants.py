@@ -31,7 +31,7 @@ def variant(function: Variant) -> Variant:
 def retype(model: nn.Module, modules: list[nn.Module], new: type) -> None:
     """Make modules those of a subclass, which has the same parameters."""
     if not modules:
-        raise ValueError(f'{type(model).__name__} {model.arch} has no layer for {new.__name__}.')
+        raise ValueError(f'this {type(model).__name__} has no layer for {new.__name__}.')
     for module in modules:
         module.__class__ = new
 
