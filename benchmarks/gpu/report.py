@@ -76,17 +76,11 @@ def environment(record: Record) -> Iterator[str]:
     yield ', '.join(f'{k} {v}' for k, v in found['packages'].items() if v) + '.'
 
 
-def build(records: dict[str, Record]) -> Iterator[str]:
-    for name, what in (('install', 'Installed'), ('mmcv', 'mmcv installed, its operators checked')):
-        if record := records.get(name):
-            yield how_it_ended(record) or f'{what} in {record["seconds"]:.0f} s.'
-    if 'mmcv' in records:
-        lines = records['mmcv']['output'].splitlines()
-        yield '\n'.join(
-            line
-            for line in lines
-            if line.startswith(('installing', 'compiling', 'mmcv.ops', 'nms'))
-        )
+def installation(record: Record) -> Iterator[str]:
+    if not record['exit_code']:
+        yield f"Installed, and mmcv's operators checked, in {record['seconds']:.0f} s."
+    kinds = ('installing', 'compiling', 'mmcv.ops', 'nms')
+    yield '\n'.join(line for line in record['output'].splitlines() if line.startswith(kinds))
 
 
 def tests(record: Record) -> Iterator[str]:
@@ -127,7 +121,7 @@ def speed(record: Record) -> Iterator[str]:
     yield from dict.fromkeys(tables.remarks(results))
 
 
-def variants(record: Record) -> Iterator[str]:
+def speed_tables(record: Record) -> Iterator[str]:
     for result in record['result'] or []:
         yield f'{result["title"]}:'
         if result['rows']:
@@ -186,12 +180,14 @@ def page(records: dict[str, Record], folder: Path) -> str:
     """
     sections = [
         ('Machine', 'environment', environment),
-        ('Installation', 'mmcv', lambda _: build(records)),
+        ('Installation', 'install', installation),
         ('Correctness', 'tests', tests),
         ('Speed and memory', 'speed', speed),
-        ('Variants', 'variants', variants),
+        ('Variants of the network', 'variants', speed_tables),
+        ('Where a training step goes', 'profile', speed_tables),
         ('Learning: RetinaNet on BCCD', 'bccd', lambda r: learning('bccd', r, folder)),
         ('Learning: Semantic FPN on CamVid', 'camvid', lambda r: learning('camvid', r, folder)),
+        ('Compiled', 'compiled', speed),
     ]
     parts = []
     for title, name, write in sections:
@@ -200,9 +196,8 @@ def page(records: dict[str, Record], folder: Path) -> str:
         if record is None:
             parts.append(NOT_RUN)
             continue
-        if name != 'mmcv':
-            parts.append(how_it_ended(record))
-        parts += write(record) if record['result'] or name == 'mmcv' else []
+        parts.append(how_it_ended(record))
+        parts += write(record) if record['result'] or name == 'install' else []
     return '\n\n'.join(filter(None, parts)) + '\n'
 
 

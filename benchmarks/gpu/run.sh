@@ -23,6 +23,11 @@ case $PHASE in
     measure) BUDGET=${2:-360} ;;
     *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
+DETECTION=2x800x1344 IMAGES='' PEERS='' TURNS='--pairs 3'
+if [ "$DEVICE" = cpu ]; then
+    DETECTION=1x32x64 IMAGES="--images $DETECTION 1x32x32 1x64x64" TURNS='--pairs 1 --min-seconds 0.01 --keep'
+fi
+if [ -f .gpu/official/pvt.py ]; then PEERS='--peers mmdet timm hf official --official .gpu/official/pvt.py'; fi
 mkdir -p "$OUT" "$WORK"
 OUT=$(cd "$OUT" && pwd)
 left() { echo $((BUDGET - SECONDS)); }
@@ -37,10 +42,18 @@ section() {
     "$PYTHON" -m benchmarks.gpu.section "$OUT/$name.json" "$limit" "$@" || { FAILED=1; return 1; }
 }
 
+# speed NAME LIMIT ARGUMENTS...: a measurement that stops by itself before its limit.
+speed() {
+    local name=$1 limit
+    limit=$(least "$2" "$(left)")
+    shift 2
+    section "$name" "$limit" --result "$WORK/$name.json" -- "$PYTHON" -m benchmarks.speed "$@" $TURNS \
+        --device "$DEVICE" --time-limit $((limit - 12)) --json "$WORK/$name.json"
+}
+
 # A second run on the same machine finds what the first one has installed.
 if [ ! -f "$WORK/ready" ]; then
-    section install 120 -- bash benchmarks/gpu/install.sh .gpu "$WORK/site" || exit 1
-    section mmcv 330 -- bash benchmarks/gpu/install_mmcv.sh .gpu "$WORK/site" "$OUT" && touch "$WORK/ready"
+    section install 360 -- bash benchmarks/gpu/install.sh .gpu "$WORK/site" "$OUT" && touch "$WORK/ready"
 fi
 section environment 60 --result "$WORK/environment.json" -- \
     "$PYTHON" -m benchmarks.gpu.environment --json "$WORK/environment.json"
@@ -49,8 +62,10 @@ if [ "$PHASE" = check ]; then
     section tests 300 --result "$WORK/tests.json" -- \
         "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK"
 else
-    section speed "$(least 200 $((BUDGET * 45 / 100)))" --result "$WORK/speed.json" -- \
-        bash benchmarks/gpu/speed.sh "$WORK/speed.json" "$(least 185 $((BUDGET * 42 / 100)))"
+    speed speed $((BUDGET / 3)) --matrix $IMAGES $PEERS
+    speed variants $((BUDGET / 5)) pvt_v2_b2 pvt_small --mode train --images $DETECTION --dtype bfloat16 --peers \
+        --variants all --optimizer plain foreach fused --with-cp
+    speed profile 40 pvt_v2_b2 --mode train --images $DETECTION --dtype bfloat16 --peers --profile
     for name in bccd camvid; do
         seconds=$(least 240 $(($(left) - 15)))
         if [ -d ".gpu/data/$name" ] && { [ "$seconds" -ge 45 ] || [ "$DEVICE" = cpu ]; }; then
@@ -59,6 +74,7 @@ else
                 --seconds "$seconds" --work-dir "$WORK/$name" --json "$WORK/$name.json"
         fi
     done
+    if [ "$(left)" -ge 60 ]; then speed compiled "$(left)" --matrix --compile $IMAGES $PEERS; fi
 fi
 echo "--- $PHASE: $SECONDS s; results in $OUT:"
 ls -l "$OUT"

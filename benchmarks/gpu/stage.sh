@@ -27,7 +27,7 @@ pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" requirements/common.txt requirement
 pip() { "$ENV/bin/python" -m pip -q --disable-pip-version-check --no-input "$@"; }
 
 mkdir -p .gpu/wheels .gpu/sdist .gpu/mmcv .gpu/data .gpu/official
-if [ ! -f "$ENV/ready" ]; then
+if [ ! "$ENV/ready" -nt benchmarks/gpu/machine.txt ]; then
     say "an environment with torch $TORCH for CUDA $CUDA in $ENV"
     rm -rf "$ENV"
     "$PYTHON" -m venv "$ENV"
@@ -48,7 +48,7 @@ for name in onedl-mmengine onedl-mmdetection onedl-mmsegmentation; do
     say "$name $(pinned "$name")"
     pip wheel --no-deps -w .gpu/wheels "$name==$(pinned "$name")"
 done
-for name in addict faster-coco-eval ftfy platformdirs prettytable pycocotools shapely termcolor terminaltables wcwidth yapf
+for name in addict faster-coco-eval ftfy imaug platformdirs prettytable pycocotools shapely termcolor terminaltables wcwidth yapf
 do
     compgen -G ".gpu/wheels/${name//-/_}-$(pinned "$name")-*.whl" >/dev/null && continue
     say "$name $(pinned "$name")"
