@@ -116,7 +116,7 @@ def test_the_profiler_sees_fused_kernels(cls, arch, record_property):
     )
     for backends, is_fused in ((None, True), (SDPBackend.MATH, False)):
         with torch.no_grad(), sdpa_kernel(backends) if backends else contextlib.nullcontext():
-            with torch.autocast(DEVICE.type, torch.float16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 model(x)
                 with profile(activities=[activity]) as profiled:
                     model(x)
