@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from pvt_mm import PVT, PVTv2
 
@@ -121,9 +120,13 @@ def test_replays_draw_other_random_numbers(cls):
 
 @pytest.fixture
 def backend():
-    """inductor compiles for a CPU too, in minutes; a rehearsal stops before it."""
+    """One that fails when it has to compile again.
+
+    inductor compiles for a CPU too, in minutes; a rehearsal stops before it.
+    """
     torch._dynamo.reset()
-    yield CompileCounterWithBackend('inductor' if ON_GPU else 'aot_eager')
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield 'inductor' if ON_GPU else 'aot_eager'
     torch._dynamo.reset()
 
 
@@ -137,7 +140,6 @@ def test_one_compiled_graph_serves_all_sizes(cls, kwargs, backend):
             for found, expected in zip(compiled(x), model(x), strict=True):
                 assert found.is_contiguous()
                 assert relative_l2([found], [expected]) < 1e-4
-    assert backend.frame_count == 1
 
 
 @pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS[:1] + VARIANTS[2:], ids=str)
@@ -147,7 +149,6 @@ def test_a_compiled_training_step_at_two_sizes(cls, kwargs, backend):
     for size in [(64, 96), (128, 75)]:
         x = torch.randn(2, 3, *size, device=DEVICE)
         check_same(outputs_and_gradients(compiled, x), outputs_and_gradients(model, x), 1e-3)
-    assert backend.frame_count == 1
 
 
 def check_steps(model: nn.Module, compiled: nn.Module, dtype: torch.dtype) -> None:
@@ -165,8 +166,8 @@ def check_steps(model: nn.Module, compiled: nn.Module, dtype: torch.dtype) -> No
 
 def test_a_published_size_compiled_in_mixed_precision(backend):
     """As ``--compile --amp bfloat16`` trains it."""
-    model = randomise(PVT('tiny', drop_path_rate=0.0)).to(DEVICE)
+    arch = 'tiny' if ON_GPU else SHALLOW
+    model = randomise(PVT(arch, drop_path_rate=0.0)).to(DEVICE)
     compiled = copy.deepcopy(model)
     compiled.compile(dynamic=True, fullgraph=True, backend=backend)
     check_steps(model, compiled, torch.bfloat16)
-    assert backend.frame_count == 1
