@@ -10,7 +10,6 @@ override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
 override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 EMPTY :=
 export STACK TORCH
-export DEVICE
 STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 # Apart from the other packages, since the hosts would import them in every process; torchao needs the pinned torch.
 PEERS := $(if $(TORCH),,$(subst $(EMPTY) ,\ ,$(VENV))/peers/.stamp)

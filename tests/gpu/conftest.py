@@ -16,7 +16,9 @@ HERE = Path(__file__).parent
 DEVICE = torch.device(os.environ.get('DEVICE', 'cuda'))
 ON_GPU = DEVICE.type == 'cuda'
 # The most important first: a run may be cut off.
-ORDER = [f'test_{name}' for name in ('backbone', 'attention', 'heads', 'training', 'modes', 'graphs')]
+ORDER = [
+    f'test_{name}' for name in ('backbone', 'attention', 'heads', 'training', 'modes', 'graphs')
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

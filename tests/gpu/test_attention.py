@@ -115,13 +115,16 @@ def test_the_profiler_sees_fused_kernels(cls, arch, record_property):
         else (ProfilerActivity.CPU, DeviceType.CPU)
     )
     for backends, is_fused in ((None, True), (SDPBackend.MATH, False)):
-        with torch.no_grad(), sdpa_kernel(backends) if backends else contextlib.nullcontext():
-            with torch.autocast(DEVICE.type, torch.bfloat16):
+        with (
+            torch.no_grad(),
+            torch.autocast(DEVICE.type, torch.bfloat16),
+            sdpa_kernel(backends) if backends else contextlib.nullcontext(),
+        ):
+            model(x)
+            with profile(activities=[activity]) as profiled:
                 model(x)
-                with profile(activities=[activity]) as profiled:
-                    model(x)
-                    if ON_GPU:
-                        torch.cuda.synchronize()
+                if ON_GPU:
+                    torch.cuda.synchronize()
         names = {event.name for event in profiled.events() if event.device_type == kind}
         if not names:
             pytest.skip('the profiler is not allowed to record kernels')

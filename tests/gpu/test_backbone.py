@@ -62,7 +62,7 @@ def outputs_and_gradients(
     return [y.detach() for y in maps], gradients
 
 
-# --- float64 ------------------------------------------------------------------------------------
+# --- float64 --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('size', GOLDEN_SIZES, ids=str)
@@ -177,7 +177,10 @@ def test_lower_precision_is_as_near_to_float64_as_the_format_allows(
         errors[f'stage {stage}'], allowed[f'stage {stage}'] = relative_l2([f], [e]), of_maps
     for key, expected in gradients.items():
         key_of_error = f'gradient of {key}'
-        errors[key_of_error], allowed[key_of_error] = relative_l2(found[key], expected), of_gradients
+        errors[key_of_error], allowed[key_of_error] = (
+            relative_l2(found[key], expected),
+            of_gradients,
+        )
     for key, error in errors.items():
         record_property(key, f'{error:.2e}, {error / roundoff:.1f} roundoffs')
     assert all(error < allowed[key] for key, error in errors.items()), (errors, allowed)

@@ -154,7 +154,7 @@ def copied_as_data_parallel_does(model: nn.Module) -> nn.Module:
     return replicas[model]
 
 
-# --- nothing waits for the GPU ----------------------------------------------------------------------
+# --- nothing waits for the GPU --------------------------------------------------------------------
 
 
 class Waits(TorchDispatchMode):

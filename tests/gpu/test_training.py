@@ -22,7 +22,7 @@ VARIANTS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
 variants = pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
 
 
-# --- loss scale -------------------------------------------------------------------------------------
+# --- loss scale -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('clip_grad', [None, dict(max_norm=1.0)], ids=['', 'clipped'])
