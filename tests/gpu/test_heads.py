@@ -99,7 +99,7 @@ def batch(family: str, objects: bool = True, labels: bool = True) -> dict:
 def losses(model: nn.Module, data: dict) -> dict[str, float]:
     torch.manual_seed(0)
     _, terms = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
-    return {name: value.item() for name, value in terms.items()}
+    return {name: value.item() for name, value in terms.items() if 'loss' in name}
 
 
 def amp_of(family: str, model: nn.Module, dtype: str):

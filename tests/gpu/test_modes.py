@@ -171,8 +171,9 @@ class Waits(TorchDispatchMode):
         if name in self.NAMES:
             self.found.append(name)
         result = function(*args, **(kwargs or {}))
-        tensors = [t for t in args if isinstance(t, torch.Tensor)]
-        if isinstance(result, torch.Tensor) and len({t.device for t in [*tensors, result]}) > 1:
+        # A number is a tensor without dimensions here, on the CPU, and is passed to the kernel.
+        tensors = [t for t in (*args, result) if isinstance(t, torch.Tensor) and t.dim() > 0]
+        if len({t.device for t in tensors}) > 1:
             self.found.append(f'{name} between devices')
         return result
 
