@@ -15,7 +15,7 @@ STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 PEERS := $(if $(TORCH),,$(subst $(EMPTY) ,\ ,$(VENV))/peers/.stamp)
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo '  PYTHON=python3.11 names the Python to start from, VENV=.venv the environment, JOBS=2 how many tests at once, ARGS=... more arguments.'
 	@echo '  STACK=upstream takes upstream OpenMMLab in place of its forks, TORCH=2.1.2 another torch than the pinned one.'
 
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## set up on first use, then run the demonstration
 
 test: $(STAMP) $(PEERS)  ## the whole test suite
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-gpu: $(STAMP)  ## the tests of a GPU; DEVICE=cpu rehearses them without one
+	"$(VENV)/bin/python" -m pytest --no-cov tests/gpu $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	"$(VENV)/bin/ruff" check .
@@ -43,4 +46,4 @@ clean:  ## remove the environment and build leftovers; keeps results and the cac
 	rm -rf "$(VENV)" build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
 	find benchmarks configs dev pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
 
-.PHONY: help demo test lint setup clean
+.PHONY: help demo test test-gpu lint setup clean

@@ -13,11 +13,15 @@ from types import ModuleType
 
 import pytest
 
-# With a GPU the tools print other lines and choose other backends: only a run of tests/gpu sees it.
-# It is hidden before mmengine looks for it. Workers of pytest-xdist inherit the variable.
-if 'PYTEST_XDIST_WORKER' not in os.environ and not any(
-    Path(word.partition('::')[0]).resolve().is_relative_to(Path(__file__).with_name('gpu'))
-    for word in sys.argv[1:]
+# With a GPU the tools print other lines and choose other backends: only a run of tests/gpu sees it,
+# unless it rehearses on a CPU. It is hidden before mmengine looks for it. Workers of pytest-xdist
+# inherit the variable.
+if 'PYTEST_XDIST_WORKER' not in os.environ and (
+    os.environ.get('DEVICE') == 'cpu'
+    or not any(
+        Path(word.partition('::')[0]).resolve().is_relative_to(Path(__file__).with_name('gpu'))
+        for word in sys.argv[1:]
+    )
 ):
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 

@@ -38,6 +38,21 @@ def build(config: str) -> torch.nn.Module:
     return model
 
 
+def segmentation_batch(*sizes: tuple[int, int]) -> dict:
+    """Random images and labels of these sizes; the originals were a little larger and narrower."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for h, w in sizes:
+        meta = dict(img_shape=(h, w), ori_shape=(h + 5, w - 3), pad_shape=(h, w))
+        sample = SegDataSample(metainfo=meta)
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, h, w)))
+        samples.append(sample)
+    inputs = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in sizes]
+    return dict(inputs=inputs, data_samples=samples)
+
+
 def check_loss_step(model: torch.nn.Module, data: dict) -> None:
     """Every parameter gets a gradient, and two steps of AdamW make the loss smaller."""
     model.train()
@@ -92,26 +107,12 @@ def test_detectors(config):
 
 @pytest.mark.parametrize('arch', [*ARCHS, 'r18', 'r50', 'r101', 'x101_32x4d', 'x101_64x4d'])
 def test_segmentors(arch):
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
     model = build(f'semfpn/{arch}_fpn_40k.py')
-
-    def batch(*sizes: tuple[int, int]) -> dict:
-        samples = []
-        for h, w in sizes:
-            meta = dict(img_shape=(h, w), ori_shape=(h + 5, w - 3), pad_shape=(h, w))
-            sample = SegDataSample(metainfo=meta)
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, h, w)))
-            samples.append(sample)
-        inputs = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in sizes]
-        return dict(inputs=inputs, data_samples=samples)
-
     model.data_preprocessor.size = (128, 128)
-    check_loss_step(model, batch((128, 128), (128, 96)))
+    check_loss_step(model, segmentation_batch((128, 128), (128, 96)))
     model.eval()
     with torch.no_grad():
-        sample = model.test_step(batch((96, 160)))[0]
+        sample = model.test_step(segmentation_batch((96, 160)))[0]
     assert sample.pred_sem_seg.data.shape == (1, 101, 157)  # the size of the original image
     assert sample.seg_logits.data.isfinite().all()
     assert torch.equal(sample.seg_logits.data.argmax(0), sample.pred_sem_seg.data[0])

@@ -22,6 +22,7 @@ GOLDEN_ARCHS = [
     (PVTv2, 'b0', 'pvt_v2_b0'),
     (PVTv2, 'b2_li', 'pvt_v2_b2_li'),
 ]
+GOLDEN_SIZES = [(64, 96), (160, 256), (224, 224)]
 # Floor and ceil differ at the odd ones, and stage 4 of the 32 x 32 one is a single token.
 SIZES = [(32, 32), (64, 96), (75, 131)]
 
@@ -47,28 +48,26 @@ def official(cls: type, arch: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize('size', [(64, 96), (160, 256), (224, 224)], ids=str)
-@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
-def test_outputs_of_the_official_code(cls, arch, name, size):
+def check_outputs(model: nn.Module, name: str, size: tuple[int, int]) -> None:
+    """The maps of a model on any device are the golden ones."""
     h, w = size
     with torch.no_grad():
-        maps = official(cls, arch)(torch.from_numpy(fill.image(h, w)))
+        maps = model(torch.from_numpy(fill.image(h, w)).to(device_of(model)))
     for stage, found in enumerate(maps, 1):
         key = f'{name}/{h}x{w}/stage{stage}'
         assert tuple(found.shape) == tuple(GOLDEN[f'{key}/shape'])
-        found = found.flatten()
+        found = found.flatten().cpu()
         values = found[fill.probe(found.numel(), h, w, stage)]
         assert relative(values, torch.from_numpy(GOLDEN[f'{key}/values'])) < 1e-10
         whole = torch.stack([found.mean(), found.std(correction=0), found.norm()])
         assert relative(whole, torch.from_numpy(GOLDEN[f'{key}/mean_std_l2'])) < 1e-10
 
 
-@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
-def test_gradients_of_the_official_code(cls, arch, name):
-    model = official(cls, arch)
-    maps = model(torch.from_numpy(fill.image(64, 96)))
+def check_gradients(model: nn.Module, name: str) -> None:
+    """The loss and gradients of a model on any device are the golden ones."""
+    maps = model(torch.from_numpy(fill.image(64, 96)).to(device_of(model)))
     cotangents = [
-        torch.from_numpy(fill.cotangent(tuple(x.shape), 64, 96, stage))
+        torch.from_numpy(fill.cotangent(tuple(x.shape), 64, 96, stage)).to(x.device)
         for stage, x in enumerate(maps, 1)
     ]
     loss = sum((x * c).mean() for x, c in zip(maps, cotangents, strict=True))
@@ -79,6 +78,21 @@ def test_gradients_of_the_official_code(cls, arch, name):
     )
     found = {k: p.grad.norm().item() for k, p in model.named_parameters()}
     assert found == pytest.approx(expected, rel=1e-8)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@pytest.mark.parametrize('size', GOLDEN_SIZES, ids=str)
+@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
+def test_outputs_of_the_official_code(cls, arch, name, size):
+    check_outputs(official(cls, arch), name, size)
+
+
+@pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
+def test_gradients_of_the_official_code(cls, arch, name):
+    check_gradients(official(cls, arch), name)
 
 
 @pytest.mark.parametrize(('cls', 'arch'), [a for a in ALL_ARCHS if a[1] != 'b2_li'], ids=arch_id)

@@ -40,7 +40,7 @@ class Classifier(BaseModel):
         return dict(loss=sum(y.square().mean() for y in self.backbone(x)))
 
 
-def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs):
+def train(cls, work_dir, processes=1, accumulate=1, epochs=1, runner=ToolRunner, **kwargs):
     """Gradient descent; each step sees four images, on one process or on several."""
     torch.manual_seed(0)
     images = [torch.randn(3, *side) for side in SIDES for _ in range(4)]
@@ -53,7 +53,7 @@ def train(cls, work_dir, processes=1, accumulate=1, runner=ToolRunner, **kwargs)
             dataset=[dict(x=image) for image in images],
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
             type='OptimWrapper',
             optimizer=dict(type='SGD', lr=1e-2, momentum=0.9),
