@@ -417,7 +417,8 @@ class _Pyramid(BaseModule):
 
     def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            # The authors truncate at 2, which is 100 standard deviations away.
+            nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.Conv2d)):
             module.reset_parameters()
@@ -533,7 +534,7 @@ class PVT(_Pyramid):
     def init_weights(self) -> None:
         if not self.is_init:
             for stage in self.pos_grids:
-                nn.init.trunc_normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
+                nn.init.normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
         super().init_weights()
 
 

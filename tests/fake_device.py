@@ -65,6 +65,8 @@ def main() -> None:
                 with torch.device(DEVICE):
                     options = dict(depths=(1, 1, 1, 1), drop_path_rate=0.3, frozen_stages=frozen)
                     model = cls(arch, **options)
+                    model.init_weights()
+                    model.load_state_dict(model.state_dict())
                     x = torch.empty(2, 3, *size)
                 torch.set_default_dtype(torch.float32)
                 case = dict(arch=arch, size=size, dtype=str(dtype), frozen=frozen)

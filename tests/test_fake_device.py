@@ -27,6 +27,8 @@ def trained():
     assert done.returncode == 0, done.stderr
     found = defaultdict(list)
     for line in done.stdout.splitlines():
+        if ' - INFO - ' in line:
+            continue
         case = json.loads(line)
         found[case['arch']].append(case)
     return found
