@@ -373,7 +373,9 @@ def _conv_mlp(
     hidden = fc1(x).relu_() if relu else fc1(x)
     # With channels-last strides in both, the convolution reads and writes tokens without a copy.
     # torch calls a (C, 1, 3, 3) weight contiguous in either format, so only a view changes them.
-    weight = conv.weight.reshape(-1, 3, 3, 1).permute(0, 3, 1, 2)
+    weight = conv.weight
+    if weight.stride(1) != 1:  # not as it was built
+        weight = weight.reshape(-1, 3, 3, 1).permute(0, 3, 1, 2)
     maps = hidden.transpose(1, 2).unflatten(2, hw)
     maps = F.conv2d(maps, weight, conv.bias, padding=1, groups=conv.groups)
     hidden = maps.permute(0, 2, 3, 1)[:, own].flatten(1, 2)

@@ -45,6 +45,17 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
+    """``conv`` with its weight channels-last in memory, also where a side of 1 leaves the choice.
+
+    The gradient for a channels-last map has these strides. If those of the parameter differ,
+    DistributedDataParallel warns and copies.
+    """
+    weight = torch.empty_like(conv.weight, memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(weight.detach().copy_(conv.weight.detach()))
+    return conv
+
+
 class DropPath(nn.Module):
     """Stochastic depth per sample (mmcv has one too, but importing it imports ``mmcv.ops``)."""
 
@@ -111,7 +122,7 @@ class LinearAttention(Attention):
     def build_reduction(self, dim: int, sr_ratio: int, norm_eps: float) -> None:
         del sr_ratio  # pooling replaces it in every stage
         self.pool = nn.AdaptiveAvgPool2d(7)
-        self.sr = nn.Conv2d(dim, dim, kernel_size=1)
+        self.sr = channels_last(nn.Conv2d(dim, dim, kernel_size=1))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -145,7 +156,8 @@ class ConvMlp(Mlp):
         super().__init__(dim, hidden_dim, drop)
         self.relu = relu
         dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim)
-        self.dwconv = nn.Sequential(OrderedDict(dwconv=dwconv))  # mlp.dwconv.dwconv in the files
+        # mlp.dwconv.dwconv in the files
+        self.dwconv = nn.Sequential(OrderedDict(dwconv=channels_last(dwconv)))
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         layers = self.fc1, self.dwconv, self.fc2
@@ -405,7 +417,8 @@ class _Pyramid(BaseModule):
 
     def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            # The authors truncate at 2, which is 100 standard deviations away.
+            nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.Conv2d)):
             module.reset_parameters()
@@ -521,7 +534,7 @@ class PVT(_Pyramid):
     def init_weights(self) -> None:
         if not self.is_init:
             for stage in self.pos_grids:
-                nn.init.trunc_normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
+                nn.init.normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
         super().init_weights()
 
 

@@ -1,5 +1,6 @@
 """The backbones themselves: every arch, every argument, every promise of the docstrings."""
 
+import contextlib
 import copy
 import logging
 import math
@@ -208,6 +209,20 @@ def _train_in_a_group(rank: int, port: int, kwargs: dict) -> None:
 )
 def test_ddp_without_find_unused_parameters(kwargs, free_port):
     mp.spawn(_train_in_a_group, args=(free_port, kwargs), nprocs=2)
+
+
+@pytest.mark.parametrize('context', [contextlib.nullcontext, cpu.disabled])
+@pytest.mark.parametrize(
+    ('cls', 'kwargs'), [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))], ids=str
+)
+def test_gradients_have_the_strides_of_their_parameters(cls, kwargs, context):
+    """Otherwise DistributedDataParallel warns that it copies them; also where a side is 1."""
+    model = copy.deepcopy(cls(SMALL, **kwargs))
+    model.load_state_dict(cls(SMALL, **kwargs).state_dict())
+    with context():
+        sum(x.sum() for x in model(torch.randn(1, 3, 64, 96))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
 
 
 # --- dropout -------------------------------------------------------------------------------------
