@@ -6,7 +6,8 @@
 #
 # Each section has a time limit and leaves a JSON file in $OUT (default gpu-results), the most important first, so that
 # a visit which is cut off still tells. A section that fails does not stop the next; the exit code is then 1.
-# DEVICE=cpu rehearses both at tiny sizes. PYTHON names the machine's Python, WORK a folder for what is installed.
+# DEVICE=cpu rehearses both at tiny sizes, in four times the time. PYTHON names the machine's Python, WORK a folder for
+# what is installed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -21,10 +22,11 @@ FAILED=0
 case $PHASE in
     check) BUDGET=${2:-480} ;;
     measure) BUDGET=${2:-360} ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
-DETECTION=2x800x1344 IMAGES='' PEERS='' TURNS='--pairs 3'
+DETECTION=2x800x1344 IMAGES='' PEERS='' TURNS='--pairs 3' SLOWER=1
 if [ "$DEVICE" = cpu ]; then
+    SLOWER=4 BUDGET=$((4 * BUDGET))
     DETECTION=1x32x64 IMAGES="--images $DETECTION 1x32x32 1x64x64" TURNS='--pairs 1 --min-seconds 0.01 --keep'
 fi
 if [ -f .gpu/official/pvt.py ]; then PEERS='--peers mmdet timm hf official --official .gpu/official/pvt.py'; fi
@@ -36,7 +38,7 @@ least() { echo $(($1 < $2 ? $1 : $2)); }
 # section NAME LIMIT [--result FILE] -- COMMAND...: not longer than the phase.
 section() {
     local name=$1 limit
-    limit=$(least "$2" "$(left)")
+    limit=$(least $(($2 * SLOWER)) "$(left)")
     shift 2
     if [ "$limit" -lt 5 ]; then echo "--- $name: no time left"; FAILED=1; return 1; fi
     "$PYTHON" -m benchmarks.gpu.section "$OUT/$name.json" "$limit" "$@" || { FAILED=1; return 1; }
@@ -44,11 +46,11 @@ section() {
 
 # speed NAME LIMIT ARGUMENTS...: a measurement that stops by itself before its limit.
 speed() {
-    local name=$1 limit
-    limit=$(least "$2" "$(left)")
+    local name=$1 limit=$2 seconds
+    seconds=$(least $((limit * SLOWER)) "$(left)")
     shift 2
     section "$name" "$limit" --result "$WORK/$name.json" -- "$PYTHON" -m benchmarks.speed "$@" $TURNS \
-        --device "$DEVICE" --time-limit $((limit - 12)) --json "$WORK/$name.json"
+        --device "$DEVICE" --time-limit $((seconds - 12)) --json "$WORK/$name.json"
 }
 
 # A second run on the same machine finds what the first one has installed.
@@ -60,10 +62,11 @@ section environment 60 --result "$WORK/environment.json" -- \
 
 if [ "$PHASE" = check ]; then
     section tests 300 --result "$WORK/tests.json" -- \
-        "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK"
+        "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK" \
+        --limit $((150 * SLOWER))
 else
-    speed speed $((BUDGET / 3)) --matrix $IMAGES $PEERS
-    speed variants $((BUDGET / 5)) pvt_v2_b2 pvt_small --mode train --images $DETECTION --dtype bfloat16 --peers \
+    speed speed $((BUDGET / SLOWER / 3)) --matrix $IMAGES $PEERS
+    speed variants $((BUDGET / SLOWER / 5)) pvt_v2_b2 pvt_small --mode train --images $DETECTION --dtype bfloat16 --peers \
         --variants all --optimizer plain foreach fused --with-cp
     speed profile 40 pvt_v2_b2 --mode train --images $DETECTION --dtype bfloat16 --peers --profile
     for name in bccd camvid; do

@@ -13,7 +13,9 @@ from pathlib import Path
 from .section import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ('test_backbone', 'test_attention')  # the others need more that may be missing
+FIRST = tuple(
+    f'test_{name}' for name in ('backbone', 'attention', 'heads', 'training', 'modes', 'graphs')
+)  # the most important first
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ def test_recomputation_keeps_less_and_changes_nothing(cls, kwargs, dtype, record
         for model in (plain, recomputed):
             torch.manual_seed(3)
             maps.append(model(x))
-            sum(y.float().square().sum() for y in maps[-1]).backward()
+            # Gradients of a size that float16 holds, without a scale of the loss.
+            (sum(y.float().square().sum() for y in maps[-1]) / 1000).backward()
         kept = [kept_bytes(model, x) for model in (plain, recomputed)]
     for found, expected in zip(*maps, strict=True):
         assert torch.equal(found, expected)
@@ -111,15 +112,17 @@ def test_recomputation_keeps_less_and_changes_nothing(cls, kwargs, dtype, record
 # --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('mixed', [False, True], ids=['float32', 'mixed'])
 @variants
-def test_twenty_steps_leave_nothing_behind(cls, kwargs, dtype, record_property):
+def test_twenty_steps_leave_nothing_behind(cls, kwargs, mixed, record_property):
+    # torch 2.11 has float16 convolutions for a CPU, which take minutes.
+    half = torch.float16 if ON_GPU else torch.bfloat16
     model = randomise(cls(SHALLOW, drop_path_rate=0.1, **kwargs)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def train_at_all_sizes() -> None:
-        for size in [(64, 64), (64, 96), (96, 75), (224, 224)]:
-            with torch.autocast(DEVICE.type, torch.float16, enabled=dtype == 'float16'):
+        for size in [(64, 64), (64, 96), (96, 75), (224, 224)] if ON_GPU else [(64, 64), (96, 75)]:
+            with torch.autocast(DEVICE.type, half, enabled=mixed):
                 maps = model(torch.randn(2, 3, *size, device=DEVICE))
             sum(y.float().square().mean() for y in maps).backward()
             optimizer.step()
