@@ -139,10 +139,10 @@ PRECISIONS = dict(
 )
 
 
-# Largest relative errors, in roundoffs of the format, of maps and of gradients. DEVICE=cpu measures
-# up to 5 and 7 over all architectures, whatever their depth and the format, and 32 and 34 in
-# float32, which unlike the others also adds in its own format. These are three times as large.
-TOLERANCES = dict(float32=(100, 100), tf32=(15, 20), float16=(15, 20), bfloat16=(15, 20))
+# Largest relative errors, in roundoffs of the format, of maps and of gradients: three times those
+# that a rehearsal measures on a CPU. They are up to 5.8 and 7.6 over all architectures, whatever
+# their depth and the format, but 32 and 34 in float32, the only one that adds in its own format.
+TOLERANCES = dict(float32=(100, 100), tf32=(18, 24), float16=(18, 24), bfloat16=(18, 24))
 # The ReLU of the linear variant: the fraction of values whose sign changes is as large as the
 # roundoff, and so is the square of the gradients' error. Up to 0.75 roots of it are measured.
 RELU_TOLERANCE = 2.25
@@ -176,11 +176,8 @@ def test_lower_precision_is_as_near_to_float64_as_the_format_allows(
     for stage, (f, e) in enumerate(zip(found_maps, maps, strict=True), 1):
         errors[f'stage {stage}'], allowed[f'stage {stage}'] = relative_l2([f], [e]), of_maps
     for key, expected in gradients.items():
-        key_of_error = f'gradient of {key}'
-        errors[key_of_error], allowed[key_of_error] = (
-            relative_l2(found[key], expected),
-            of_gradients,
-        )
+        errors[f'gradient of {key}'] = relative_l2(found[key], expected)
+        allowed[f'gradient of {key}'] = of_gradients
     for key, error in errors.items():
         record_property(key, f'{error:.2e}, {error / roundoff:.1f} roundoffs')
     assert all(error < allowed[key] for key, error in errors.items()), (errors, allowed)
