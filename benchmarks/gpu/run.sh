@@ -24,10 +24,10 @@ case $PHASE in
     measure) BUDGET=${2:-360} ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
-DETECTION=2x800x1344 IMAGES='' PEERS='' TURNS='--pairs 3' SLOWER=1
+MATRIX=--matrix MODELS='pvt_v2_b2 pvt_small' DETECTION=2x800x1344 PEERS='' TURNS='--pairs 3' SLOWER=1
 if [ "$DEVICE" = cpu ]; then
-    SLOWER=4 BUDGET=$((4 * BUDGET))
-    DETECTION=1x32x64 IMAGES="--images $DETECTION 1x32x32 1x64x64" TURNS='--pairs 1 --min-seconds 0.01 --keep'
+    SLOWER=4 BUDGET=$((4 * BUDGET)) MODELS=pvt_v2_b0 DETECTION=1x32x64
+    MATRIX="pvt_tiny pvt_v2_b0 --mode train inference --images $DETECTION" TURNS='--pairs 1 --min-seconds 0.01 --keep'
 fi
 if [ -f .gpu/official/pvt.py ]; then PEERS='--peers mmdet timm hf official --official .gpu/official/pvt.py'; fi
 mkdir -p "$OUT" "$WORK"
@@ -65,10 +65,10 @@ if [ "$PHASE" = check ]; then
         "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK" \
         --limit $((150 * SLOWER))
 else
-    speed speed $((BUDGET / SLOWER / 3)) --matrix $IMAGES $PEERS
-    speed variants $((BUDGET / SLOWER / 5)) pvt_v2_b2 pvt_small --mode train --images $DETECTION --dtype bfloat16 --peers \
+    speed speed $((BUDGET / SLOWER / 3)) $MATRIX $PEERS
+    speed variants $((BUDGET / SLOWER / 5)) $MODELS --mode train --images $DETECTION --dtype bfloat16 --peers \
         --variants all --optimizer plain foreach fused --with-cp
-    speed profile 40 pvt_v2_b2 --mode train --images $DETECTION --dtype bfloat16 --peers --profile
+    speed profile 40 ${MODELS%% *} --mode train --images $DETECTION --dtype bfloat16 --peers --profile
     for name in bccd camvid; do
         seconds=$(least 240 $(($(left) - 15)))
         if [ -d ".gpu/data/$name" ] && { [ "$seconds" -ge 45 ] || [ "$DEVICE" = cpu ]; }; then
@@ -77,7 +77,7 @@ else
                 --seconds "$seconds" --work-dir "$WORK/$name" --json "$WORK/$name.json"
         fi
     done
-    if [ "$(left)" -ge 60 ]; then speed compiled "$(left)" --matrix --compile $IMAGES $PEERS; fi
+    if [ "$(left)" -ge 60 ]; then speed compiled "$(left)" $MATRIX --compile $PEERS; fi
 fi
 echo "--- $PHASE: $SECONDS s; results in $OUT:"
 ls -l "$OUT"

@@ -20,6 +20,8 @@ from .conftest import DEVICE, ON_GPU
 
 VARIANTS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
 variants = pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS, ids=str)
+# torch 2.11 has float16 convolutions for a CPU, which take minutes.
+HALF = torch.float16 if ON_GPU else torch.bfloat16
 
 
 # --- loss scale -----------------------------------------------------------------------------------
@@ -115,14 +117,12 @@ def test_recomputation_keeps_less_and_changes_nothing(cls, kwargs, dtype, record
 @pytest.mark.parametrize('mixed', [False, True], ids=['float32', 'mixed'])
 @variants
 def test_twenty_steps_leave_nothing_behind(cls, kwargs, mixed, record_property):
-    # torch 2.11 has float16 convolutions for a CPU, which take minutes.
-    half = torch.float16 if ON_GPU else torch.bfloat16
     model = randomise(cls(SHALLOW, drop_path_rate=0.1, **kwargs)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def train_at_all_sizes() -> None:
         for size in [(64, 64), (64, 96), (96, 75), (224, 224)] if ON_GPU else [(64, 64), (96, 75)]:
-            with torch.autocast(DEVICE.type, half, enabled=mixed):
+            with torch.autocast(DEVICE.type, HALF, enabled=mixed):
                 maps = model(torch.randn(2, 3, *size, device=DEVICE))
             sum(y.float().square().mean() for y in maps).backward()
             optimizer.step()
@@ -219,7 +219,7 @@ def stride_warnings(wrapped: DistributedDataParallel, dtype: torch.dtype) -> lis
     return [str(w.message) for w in caught if 'stride' in str(w.message)]
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize(
     ('cls', 'arch'), [(PVT, 'tiny'), (PVTv2, 'b2'), (PVTv2, 'b2_li')], ids=arch_id
 )
