@@ -1,5 +1,6 @@
 """Additions of the tools to mmengine: arguments, a Runner, hooks, checks of data, curves."""
 
+from ..data.paths import check_data
 from .cli import (
     UsageError,
     add_arguments,
@@ -9,7 +10,6 @@ from .cli import (
     load_config,
     run,
 )
-from .data import check_data
 from .hooks import CompleteCheckpointHook
 from .runner import ToolRunner
 

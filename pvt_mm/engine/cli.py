@@ -23,9 +23,9 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
+from ..data.paths import check_data
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
-from .data import check_data
 from .hooks import check_complete
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
@@ -240,3 +240,7 @@ def import_host(scope: str) -> None:
     for line in printed.getvalue().splitlines():
         if not line.startswith(_PRINTED):
             print(line)
+    if scope == 'mmdet':
+        from ..data import coco
+
+        coco.install()

@@ -32,7 +32,7 @@ from pvt_mm.engine import (
 
 from ..conftest import ROOT, not_on_torch_2_1, randomise
 from ..weights.test_files import Planted
-from .conftest import coco
+from ..data.conftest import coco
 from .toys import Toy, toy_runner
 
 # --- configs and hosts --------------------------------------------------------------------------
