@@ -64,7 +64,7 @@ def match_names(names: Sequence[str], found: Iterable[dict], categories: Iterabl
     for category in found:
         if ids.setdefault(category['name'], category['id']) != category['id']:
             raise ValueError(
-                f'The annotations have several categories {category["name"]!r}: rename or join them.'
+                f'Several categories have the name {category["name"]!r}: rename or join them.'
             )
     if unknown := [name for name in names if name not in ids]:
         raise ValueError(
@@ -126,8 +126,10 @@ def _needs_numbers(evaluation: Any) -> bool:
         not all(type(i) is int and 0 <= i < 2**63 for i in [*p.catIds, *p.imgIds])
         or list(p.catIds) != sorted(set(p.catIds))
         or not are_ids([annotation.get('id') for annotation in annotations])
-        or p.iouType == 'segm'
-        and any(a.get('segmentation') in (None, [], NO_MASK) for a in annotations)
+        or (
+            p.iouType == 'segm'
+            and any(a.get('segmentation') in (None, [], NO_MASK) for a in annotations)
+        )
     )
 
 
@@ -181,7 +183,7 @@ def complete(dataset: dict) -> None:
             annotation['id'] = number
     for annotation in annotations:
         annotation.setdefault('iscrowd', 0)
-        if 'segments_info' in annotation or 'bbox' not in annotation and 'caption' in annotation:
+        if 'segments_info' in annotation or ('bbox' not in annotation and 'caption' in annotation):
             continue  # panoptic annotations and captions have neither boxes nor masks
         mask, image = annotation.get('segmentation'), sizes.get(annotation.get('image_id'), {})
         if not has_mask(mask, image):
@@ -224,7 +226,7 @@ def is_polygon(points: Any) -> bool:
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
-        and all(isinstance(value, (int, float)) for value in points)
+        and set(map(type, points)) <= {int, float}
     )
 
 

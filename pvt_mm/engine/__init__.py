@@ -4,10 +4,13 @@ from ..data.paths import check_data
 from .cli import (
     UsageError,
     add_arguments,
+    add_config_options,
     build_model,
     import_host,
     install_safe_loader,
     load_config,
+    read_config,
+    report_problems,
     run,
 )
 from .hooks import CompleteCheckpointHook
@@ -18,10 +21,13 @@ __all__ = [
     'ToolRunner',
     'UsageError',
     'add_arguments',
+    'add_config_options',
     'build_model',
     'check_data',
     'import_host',
     'install_safe_loader',
     'load_config',
+    'read_config',
+    'report_problems',
     'run',
 ]

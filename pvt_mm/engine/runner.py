@@ -15,8 +15,10 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
-from .hooks import DataWaitHook, PeakMemoryHook
+from ..data.loading import MAX_UNREADABLE, watch
+from .hooks import DataWaitHook, PeakMemoryHook, UnreadableImagesHook
 
 # Prefixes of start-up messages that only go to the log file.
 _LOGGED = (
@@ -55,11 +57,22 @@ class ToolRunner(Runner):
         if not torch.cuda.is_available() and sys.platform != 'win32':
             self.add_hook(PeakMemoryHook())
         self.add_hook(DataWaitHook())
+        self.add_hook(UnreadableImagesHook())
 
     def add_hook(self, hook: Hook) -> None:
         """Register a hook unless the config has one of its class, with arguments of its own."""
         if not any(isinstance(other, type(hook)) for other in self.hooks):
             self.register_hook(hook)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        share = MAX_UNREADABLE
+        if not isinstance(dataloader, DataLoader):
+            share = dataloader.get('max_unreadable', share)
+            dataloader = {k: v for k, v in dataloader.items() if k != 'max_unreadable'}
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        watch(loader.dataset, share)
+        return loader
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.

@@ -31,8 +31,8 @@ from pvt_mm.engine import (
 )
 
 from ..conftest import ROOT, not_on_torch_2_1, randomise
-from ..weights.test_files import Planted
 from ..data.conftest import coco
+from ..weights.test_files import Planted
 from .toys import Toy, toy_runner
 
 # --- configs and hosts --------------------------------------------------------------------------
