@@ -206,9 +206,9 @@ class _Examination:
         bad = [
             category
             for category in categories
-            if type(category.get('id')) not in (int, str) or type(category.get('name')) is not str
+            if type(category.get('id')) is not int or type(category.get('name')) is not str
         ]
-        text = 'categories without an id, or whose name is no string'
+        text = 'categories whose id is no integer, or whose name is no string'
         cure = 'write an integer id and a string name for each'
         self.add('error', 'categories', text, cure, bad, len(categories))
         if bad:

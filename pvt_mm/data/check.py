@@ -17,6 +17,7 @@ from .classes import check_heads, find, named, read_classes
 from .coco import describe_unknown
 from .loading import MAX_UNREADABLE
 from .paths import is_remote, leaf_datasets
+from .recipe import check_recipe
 from .report import Problem
 
 
@@ -75,7 +76,17 @@ def check(
     train = next((s for s in sources if s.split == 'train' and s.classes), None)
     if train:
         problems += check_heads(cfg.get('model'), len(train.classes), cfg.default_scope)
+    problems += check_recipe(cfg, splits, _epoch(sources))
     return problems
+
+
+def _epoch(sources: Sequence[Source]) -> int | None:
+    """Number of training images, unless a wrapper changes it."""
+    own = [source for source in sources if source.split == 'train']
+    if len(own) != 1 or own[0].key != 'train_dataloader.dataset':
+        return None
+    images, indices = len(own[0].paths), own[0].config.get('indices')
+    return min(images, indices) if type(indices) is int and indices > 0 else images
 
 
 def _join(root: str | None, path: str | None) -> str:

@@ -11,9 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
-
 NO_MASK = [[]]  # MMDetection's LoadAnnotations ignores an instance whose polygons are all invalid
 _COMPRESSED = re.compile('(?:[0-o]*[0-O])?')  # the last character of a number has no bit 0x20
 
@@ -142,6 +139,8 @@ def _numbered(coco: Any, images: dict, categories: dict, as_masks: bool = False)
         categories: Old id -> new id.
         as_masks: Make a crowd region of a box without a mask.
     """
+    from pycocotools.coco import COCO
+
     new = COCO()
     new.dataset = dict(
         images=[i | dict(id=images[i['id']]) for i in coco.dataset['images'] if i['id'] in images],
@@ -233,6 +232,8 @@ def is_polygon(points: Any) -> bool:
 def mask_area(mask: list | dict) -> float:
     """Area in pixels; of polygons the sum of their areas."""
     if isinstance(mask, dict):
+        from pycocotools import mask as rle
+
         return float(rle.area(_compressed(mask)))
     area = 0.0
     for points in filter(is_polygon, mask):
@@ -245,6 +246,8 @@ def mask_area(mask: list | dict) -> float:
 def mask_box(mask: list | dict) -> list[float]:
     """x, y, width and height in pixels."""
     if isinstance(mask, dict):
+        from pycocotools import mask as rle
+
         return rle.toBbox(_compressed(mask)).tolist()
     polygons = list(filter(is_polygon, mask))
     xs = [x for points in polygons for x in points[::2]]
@@ -253,4 +256,6 @@ def mask_box(mask: list | dict) -> list[float]:
 
 
 def _compressed(mask: dict) -> dict:
+    from pycocotools import mask as rle
+
     return rle.frPyObjects(mask, *mask['size']) if isinstance(mask['counts'], list) else mask

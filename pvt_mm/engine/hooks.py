@@ -85,10 +85,10 @@ class UnreadableImagesHook(Hook):
                 if (n, index) not in self.told:
                     self.told.add((n, index))
                     path = dataset.get_data_info(index).get('img_path')
+                    reason = explain_unreadable(path) or 'could not be loaded'
                     runner.logger.warning(
-                        f'{path} could not be loaded, another image takes its place: '
-                        f'{len(self.told)} so far, at most {unreadable.limit} of '
-                        f'{len(unreadable.flags)}. {explain_unreadable(path)}'
+                        f'{path} {reason}; another image takes its place: {len(self.told)} so '
+                        f'far, at most {unreadable.limit} of {len(unreadable.flags)}.'
                     )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.loading import MAX_UNREADABLE, watch
+from .briefing import BriefingHook
 from .hooks import DataWaitHook, PeakMemoryHook, UnreadableImagesHook
 
 # Prefixes of start-up messages that only go to the log file.
@@ -58,6 +59,7 @@ class ToolRunner(Runner):
             self.add_hook(PeakMemoryHook())
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
+        self.add_hook(BriefingHook())
 
     def add_hook(self, hook: Hook) -> None:
         """Register a hook unless the config has one of its class, with arguments of its own."""

@@ -140,6 +140,7 @@ FAULTS = {
     ),
     'category id twice': (change('categories', id=1), 'error categories', 'ids of several categ'),
     'number as name': (change('categories', 0, name=7), 'error categories', 'name is no string'),
+    'text as category id': (change('categories', 0, id='10'), 'error categories', 'no integer'),
     'no categories': (
         lambda c: c.pop('categories'),
         'error categories',
