@@ -22,6 +22,7 @@ from .report import Problem
 
 _VERSION = 1  # of the kept results
 _NUMBERS = {int, float}
+_MAX_PIXELS = 2**30  # of an image, OpenCV's limit
 
 
 @dataclasses.dataclass
@@ -185,7 +186,14 @@ class _Examination:
             self.add('error', 'images', text, f'write the {key} of each image', bad, n)
         bad = [image for image in images if not _is_size(image)]
         cure = 'write the pixels of each image as width and height'
-        self.add('error', 'images', 'images without a positive width and height', cure, bad, n)
+        self.add(
+            'error',
+            'images',
+            'images whose width and height are missing or no pixels',
+            cure,
+            bad,
+            n,
+        )
         if len(self.found.problems) > before:
             return False
         twice = _repeated(image['id'] for image in images)
@@ -358,7 +366,8 @@ def _is_finite(value: float) -> bool:
 
 def _is_size(image: dict) -> bool:
     sides = (image.get('width'), image.get('height'))
-    return all(type(side) in _NUMBERS and 0 < side < 1e9 and side == int(side) for side in sides)
+    are_pixels = all(type(s) in _NUMBERS and 0 < s < 1e9 and s == int(s) for s in sides)
+    return are_pixels and sides[0] * sides[1] <= _MAX_PIXELS
 
 
 def _hashable(value: Any) -> Any:

@@ -11,8 +11,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 NO_MASK = [[]]  # MMDetection's LoadAnnotations ignores an instance whose polygons are all invalid
-_COMPRESSED = re.compile('(?:[0-o]*[0-O])?')  # the last character of a number has no bit 0x20
+_COMPRESSED = re.compile('[0-o]*[0-O]')  # the last character of a number has no bit 0x20
+_FARTHEST = 100_000  # pixels; pycocotools draws an outline point by point
 
 
 def install() -> None:
@@ -157,8 +160,11 @@ def _numbered(coco: Any, images: dict, categories: dict, as_masks: bool = False)
         )
         annotation.setdefault('iscrowd', 0)
         if as_masks and not has_mask(old.get('segmentation'), coco.imgs[old['image_id']]):
+            image = coco.imgs[old['image_id']]
             x, y, w, h = old['bbox']
-            box = [x, y, x + w, y, x + w, y + h, x, y + h]
+            left, right = (min(max(v, 0), image['width']) for v in (x, x + w))
+            top, bottom = (min(max(v, 0), image['height']) for v in (y, y + h))
+            box = [left, top, right, top, right, bottom, left, bottom]
             annotation.update(segmentation=[box], iscrowd=1)
         new.dataset['annotations'].append(annotation)
     new.createIndex()
@@ -214,18 +220,45 @@ def has_mask(mask: Any, image: dict) -> bool:
         return False
     if [image.get('height', size[0]), image.get('width', size[1])] != size:
         return False
-    if isinstance(counts, list):
-        return all(type(n) is int and n >= 0 for n in counts) and sum(counts) == math.prod(size)
-    return isinstance(counts, str) and bool(counts) and bool(_COMPRESSED.fullmatch(counts))
+    if isinstance(counts, str):
+        counts = _decode(counts)
+    return (
+        isinstance(counts, list)
+        and all(type(n) is int and n >= 0 for n in counts)
+        and sum(counts) == math.prod(size)
+    )
+
+
+def _decode(counts: str) -> list[int] | None:
+    """The lengths in a compressed run-length code, or None if it is none.
+
+    pycocotools decodes any text, and writes beyond its memory where the lengths do not fit.
+    """
+    if not _COMPRESSED.fullmatch(counts):
+        return None
+    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 0x20 == 0)  # each number has 5 bits in a character
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        return None
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((codes & 0x1F) << shifts, starts)
+    values -= np.where(codes[ends] & 0x10, 1 << (5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])  # from the fourth on they are differences
+    values[2::2] = np.cumsum(values[2::2])
+    return values.tolist()
 
 
 def is_polygon(points: Any) -> bool:
-    """True for x and y of three points or more."""
+    """True for x and y of three points or more, in pixels."""
     return (
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
         and set(map(type, points)) <= {int, float}
+        and -_FARTHEST <= min(points) <= max(points) <= _FARTHEST
+        and sum(points) == sum(points)  # no NaN
     )
 
 

@@ -27,6 +27,7 @@ from ..data.check import check
 from ..data.loading import DataError
 from ..data.paths import check_data
 from ..data.report import Problem, ordered, print_table
+from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
 from .hooks import check_complete
@@ -156,7 +157,12 @@ def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> 
     if problems := list(find_problems()):
         raise UsageError('\n'.join(problems))
     cfg = _read_config(path)
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UsageError(f'--cfg-options: {path} has no such key: {error}.') from error
+    if wrong := list(check_structure(cfg, splits)):
+        raise UsageError('\n'.join(map(str, wrong)))
     try:
         check_data(cfg, splits)
     except FileNotFoundError as error:

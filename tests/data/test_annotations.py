@@ -118,7 +118,7 @@ FAULTS = {
     'no size': (
         change('images', 2, height=None),
         'error images',
-        r'images without a positive width and height \(1 of 4\), first id 3, file_name',
+        r'images whose width and height are missing or no pixels \(1 of 4\), first id 3, file_name',
     ),
     'a size of text': (change('images', width='40'), 'error images', r'\(4 of 4\)'),
     'image twice': (

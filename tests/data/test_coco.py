@@ -10,6 +10,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.structures import InstanceData
+from pycocotools import mask as rle
 
 from pvt_mm.data.coco import complete, has_mask, mask_area, mask_box
 
@@ -212,9 +213,24 @@ def test_masks():
     assert mask_area([*SQUARE, [1]]) == 48
     assert mask_area([[0, 0, 4, 0, 0, 3]]) == 6
     assert mask_box([[5, 1, 7, 2, 6, 9], [1, 4, 2, 4, 2, 5]]) == [1, 1, 6, 8]
-    compressed = dict(size=[30, 40], counts='o15')
-    for counts in ('', 'o', 'ü', 3, ['a'], [-1, 1201]):
-        assert not has_mask(compressed | dict(counts=counts), image)
+    for counts in ('', 'o', 'ü', '0', '1' * 9, 'o' * 20 + '0', 3, ['a'], [-1, 1201]):
+        assert not has_mask(CODE | dict(counts=counts), image)
+    for points in ([1e9, 0, 4, 0, 0, 3], [float('nan'), 0, 4, 0, 0, 3], ['1', 0, 4, 0, 0, 3]):
+        assert not has_mask([points], image)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (30, 40), (300, 200)])
+def test_compressed_codes(shape):
+    """Those of pycocotools are masks of their image and of no other."""
+    rng = np.random.default_rng(shape[0])
+    for share in (0, 0.01, 0.5, 1):
+        drawn = np.asfortranarray(rng.random(shape) < share, np.uint8)
+        code = rle.encode(drawn)
+        code = dict(size=list(code['size']), counts=code['counts'].decode())
+        height, width = shape
+        assert has_mask(code, dict(height=height, width=width))
+        assert not has_mask(code | dict(size=[height, width + 1]), {})
+        assert mask_area(code) == drawn.sum()
 
 
 def test_boxes_without_masks_are_ignored_while_training(tmp_path):
