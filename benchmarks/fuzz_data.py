@@ -185,7 +185,7 @@ def build_dataset(config: dict, scope: str) -> Any:
 
     with DefaultScope.overwrite_default_scope(scope):
         dataset = DATASETS.build(copy.deepcopy(config))
-    watch(dataset, 1.0)
+    watch(dataset)
     return dataset
 
 

@@ -64,14 +64,12 @@ class Loading:
 
     Args:
         load: The transform of a host.
-        unreadable: That of a training set, else None.
         classes: Number of the classes of label maps, else None.
     """
 
-    def __init__(
-        self, load: Callable, unreadable: Unreadable | None, classes: int | None = None
-    ) -> None:
-        self.load, self.unreadable, self.classes = load, unreadable, classes
+    def __init__(self, load: Callable, classes: int | None = None) -> None:
+        self.load, self.classes = load, classes
+        self.unreadable: Unreadable | None = None  # of a training set
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name == 'load':  # while it is copied or unpickled
@@ -98,25 +96,33 @@ class Loading:
             return None
 
 
-def watch(dataset: Any, share: float = MAX_UNREADABLE) -> None:
-    """Wrap the loading transforms of a dataset, and of those inside it.
-
-    Args:
-        dataset: A dataset that was built.
-        share: Fraction of a training set that may be replaced.
-    """
+def watch(dataset: Any) -> None:
+    """Wrap the loading transforms of a dataset that was built, and of those inside it."""
     for leaf in leaves(dataset):
         steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
         if not isinstance(steps, list) or any(isinstance(step, Loading) for step in steps):
             continue
-        is_training = not getattr(leaf, 'test_mode', True)
-        leaf.unreadable = Unreadable(leaf, share) if is_training and len(leaf) else None
-        metainfo = getattr(leaf, 'metainfo', {})
-        is_map = hasattr(leaf, 'reduce_zero_label')
-        classes = len(metainfo.get('classes') or ()) if is_map else None
+        has_maps = hasattr(leaf, 'reduce_zero_label')
+        classes = len(leaf.metainfo.get('classes') or ()) if has_maps else None
         for i, step in enumerate(steps):
             if type(step).__name__.startswith('Load'):
-                steps[i] = Loading(step, leaf.unreadable, classes)
+                steps[i] = Loading(step, classes)
+
+
+def replace_unreadable(dataset: Any, share: float = MAX_UNREADABLE) -> None:
+    """Let a training set that is watched go on without the images that cannot be loaded.
+
+    Args:
+        dataset: The training set.
+        share: Fraction of the images of each dataset in it that may be replaced.
+    """
+    for leaf in leaves(dataset):
+        steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
+        watched = [step for step in steps if isinstance(step, Loading)]
+        if watched:
+            leaf.unreadable = Unreadable(leaf, share)
+        for step in watched:
+            step.unreadable = leaf.unreadable
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
@@ -168,8 +174,8 @@ def _check_labels(results: Mapping, classes: int) -> None:
         ValueError: it has another size, or values beyond the classes.
     """
     labels = results.get('gt_seg_map')
-    if labels is None:
-        return
+    if labels is None or results['img_shape'] != results['ori_shape']:
+        return  # an image that was resized before its labels were loaded
     path = results.get('seg_map_path')
     if labels.shape != tuple(results['img_shape']):
         shape = 'x'.join(map(str, labels.shape))

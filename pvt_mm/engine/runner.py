@@ -13,11 +13,11 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.loading import MAX_UNREADABLE, watch
+from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from .briefing import BriefingHook
 from .hooks import DataWaitHook, PeakMemoryHook, UnreadableImagesHook
 
@@ -67,14 +67,21 @@ class ToolRunner(Runner):
             self.register_hook(hook)
 
     @staticmethod
-    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        share = MAX_UNREADABLE
-        if not isinstance(dataloader, DataLoader):
-            share = dataloader.get('max_unreadable', share)
-            dataloader = {k: v for k, v in dataloader.items() if k != 'max_unreadable'}
-        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
-        watch(loader.dataset, share)
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        loader = Runner.build_dataloader(*args, **kwargs)
+        watch(loader.dataset)
         return loader
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(self._train_dataloader, dict):
+            # Built here as the loop would build it, since iterators start with the loop.
+            config = dict(self._train_dataloader)
+            share = config.pop('max_unreadable', MAX_UNREADABLE)
+            by_rank = self._randomness_cfg.get('diff_rank_seed', False)
+            loader = self.build_dataloader(config, seed=self.seed, diff_rank_seed=by_rank)
+            replace_unreadable(loader.dataset, share)
+            self._train_dataloader = loader
+        return super().build_train_loop(loop)
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.

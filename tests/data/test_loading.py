@@ -14,10 +14,11 @@ from mmengine.dataset import ConcatDataset
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from pvt_mm.data.loading import DataError, watch
+from pvt_mm.data.loading import DataError, replace_unreadable, watch
 from pvt_mm.engine import ToolRunner, UsageError, run
 from pvt_mm.engine.hooks import UnreadableImagesHook
 
+from ..engine.toys import toy_runner
 from .conftest import CLASSES, SIZE, annotations, write_coco, write_images
 
 
@@ -36,8 +37,9 @@ def detection(root: Path, test_mode: bool = False, images: int = 6) -> CocoDatas
     )
 
 
-def loader(dataset, workers: int = 0, **kwargs):
-    return ToolRunner.build_dataloader(
+def loader(dataset, workers: int = 0, share: float | None = 0.01):
+    """As a runner builds it; for a test set with ``share=None``."""
+    batches = ToolRunner.build_dataloader(
         dict(
             batch_size=2,
             num_workers=workers,
@@ -45,8 +47,10 @@ def loader(dataset, workers: int = 0, **kwargs):
             collate_fn=dict(type='pseudo_collate'),
             sampler=dict(type='DefaultSampler', shuffle=False),
         )
-        | kwargs
     )
+    if share is not None:
+        replace_unreadable(batches.dataset, share)
+    return batches
 
 
 def ids(batches) -> list[int]:
@@ -62,7 +66,7 @@ def test_another_image_takes_the_place(spoil, workers, tmp_path):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: 300 if spoil == 'truncated' else 0])
-    batches = loader(dataset, workers, max_unreadable=0.2)
+    batches = loader(dataset, workers, 0.2)
     dataset = batches.dataset
     found = ids(batches)
     assert found[:2] + found[3:] == [1, 2, 4, 5, 6]
@@ -78,7 +82,7 @@ def test_too_many_stop_training_with_one_sentence(workers, tmp_path, capsys):
     for n in (2, 5, 6):
         (tmp_path / f'train2017/{n:03}.jpg').write_bytes(b'')
     with pytest.raises(DataError) as error:
-        ids(loader(dataset, workers, max_unreadable=0.34))
+        ids(loader(dataset, workers, 0.34))
     message = str(error.value)
     assert message.startswith(
         '3 of 6 training images could not be loaded, more than '
@@ -96,11 +100,12 @@ def test_too_many_stop_training_with_one_sentence(workers, tmp_path, capsys):
     assert not issubclass(DataError, UsageError)
 
 
-def test_a_test_set_is_never_shortened(tmp_path):
-    dataset = detection(tmp_path, test_mode=True)
+@pytest.mark.parametrize('test_mode', [False, True])  # MMSegmentation leaves it False
+def test_a_test_set_is_never_shortened(test_mode, tmp_path):
+    dataset = detection(tmp_path, test_mode)
     (tmp_path / 'train2017/002.jpg').unlink()
     with pytest.raises(DataError) as error:
-        ids(loader(dataset))
+        ids(loader(dataset, share=None))
     assert str(error.value) == (
         f'{tmp_path}/train2017/002.jpg (No such file or directory) cannot be loaded: remove or '
         'replace it.'
@@ -159,7 +164,7 @@ def test_a_rotated_photograph_is_loaded_as_annotated(annotated, test_mode, tmp_p
         write_coco(tmp_path, content=content)
         dataset = detection_of(tmp_path, content, test_mode)
         write_turned(tmp_path / 'train2017/001.jpg', 6)
-    [first, *_] = loader(dataset)
+    [first, *_] = loader(dataset, share=None if test_mode else 0.01)
     image = first['inputs'][0].numpy()[0]
     expected = stored if annotated == 'stored' else np.rot90(stored, -1)
     np.testing.assert_allclose(image, expected, atol=3)
@@ -238,7 +243,7 @@ def test_label_maps_that_do_not_fit(change, reason, tmp_path):
 def test_sound_label_maps_and_rotated_photographs(test_mode, tmp_path):
     dataset = segmentation(tmp_path, test_mode)
     stored = write_turned(tmp_path / 'images/1.jpg', 6)
-    batches = list(loader(dataset))
+    batches = list(loader(dataset, share=None if test_mode else 0.01))
     assert names(batches) == ['0', '1', '2', '3']
     np.testing.assert_allclose(batches[0]['inputs'][1].numpy()[0], stored, atol=3)
     labels = batches[0]['data_samples'][1].gt_sem_seg.data.numpy()[0]
@@ -253,3 +258,17 @@ def test_other_datasets_are_left_alone():
     )
     assert batches.dataset == data
     assert ToolRunner.build_dataloader(batches) is batches
+
+
+def test_a_runner_replaces_in_training_only(tmp_path):
+    """Through the loop, and with the limit of the config."""
+    runner = toy_runner(tmp_path)
+    config = dict(runner._train_dataloader, dataset=detection(tmp_path), max_unreadable=0.5)
+    config['collate_fn'] = dict(type='pseudo_collate')
+    runner._train_dataloader = config
+    loop = runner.build_train_loop(dict(by_epoch=True, max_epochs=1))
+    assert loop.dataloader.dataset.unreadable.limit == 3
+    steps = loop.dataloader.dataset.pipeline.transforms
+    unreadable = loop.dataloader.dataset.unreadable
+    assert all(step.unreadable is unreadable for step in steps[:2])
+    assert runner.build_dataloader(loop.dataloader) is loop.dataloader
