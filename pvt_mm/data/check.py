@@ -19,6 +19,7 @@ from .loading import MAX_UNREADABLE
 from .paths import is_remote, leaf_datasets
 from .recipe import check_recipe
 from .report import Problem
+from .structure import evaluators
 
 
 class Source(NamedTuple):
@@ -185,7 +186,7 @@ def _check_masks(cfg: Config, source: Source) -> Iterator[Problem]:
     """Boxes without a mask where one is needed: by LoadAnnotations, or by the evaluation."""
     found, loads = source.found, named(source.config.get('pipeline'), source.key)
     needed = any(step.get('with_mask') for _, step in loads) and source.split == 'train'
-    for _, evaluator in _evaluators(cfg, source.split):
+    for _, evaluator in evaluators(cfg, source.split):
         needed |= 'segm' in str(evaluator.get('metric')) and source.split != 'train'
     if not needed or not found.boxes or found.masks == found.boxes:
         return
@@ -309,14 +310,6 @@ def _check_label_maps(source: Source, full: bool) -> Iterator[Problem]:
     yield from labelmaps.check(source.key, there, labels, reduce, backend, full)
 
 
-def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, Mapping]]:
-    given = cfg.get(f'{split}_evaluator') or {}
-    if isinstance(given, Mapping):
-        yield f'{split}_evaluator', given
-    else:
-        yield from ((f'{split}_evaluator.{i}', metric) for i, metric in enumerate(given))
-
-
 def _check_evaluators(
     cfg: Config,
     splits: Sequence[str],
@@ -327,7 +320,7 @@ def _check_evaluators(
     """Compare the images of evaluators with those of their datasets."""
     for split in splits:
         own = [s.found for s in sources if s.split == split and s.found]
-        for key, evaluator in _evaluators(cfg, split):
+        for key, evaluator in evaluators(cfg, split):
             path = evaluator.get('ann_file')
             if not isinstance(path, str) or is_remote(evaluator) or not path.endswith('.json'):
                 continue

@@ -12,10 +12,10 @@ from .report import Problem
 
 def find(registry: Registry, kind: Any, scope: str | None) -> type | None:
     """The class that a ``type`` in a config names, or None."""
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(scope) as own:
-        return own.get(kind)
+    if isinstance(kind, str) and kind:
+        with registry.switch_scope_and_registry(scope) as own:
+            kind = own.get(kind)
+    return kind if isinstance(kind, type) else None
 
 
 def named(config: Any, key: str) -> Iterator[tuple[str, Mapping]]:

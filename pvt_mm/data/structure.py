@@ -27,18 +27,24 @@ def _is_prefix(value: Any) -> bool:
 
 
 def _is_files(value: Any) -> bool:
-    return isinstance(value, (str, list, tuple, Mapping))
+    """True for a path, and for lists and dicts of paths."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return isinstance(value, str) or (
+        isinstance(value, (list, tuple)) and all(map(_is_files, value))
+    )
 
 
 _DICT = _Kind('a dict', lambda value: isinstance(value, Mapping))
 _PATH = _Kind('a path', lambda value: isinstance(value, str))
+_FILES = _Kind('a path, or several', _is_files)
 _FLAG = _Kind('True or False', lambda value: isinstance(value, bool))
 _COUNT = _Kind('an integer of at least 1', _is_int(1))
 _FROM_0 = _Kind('an integer of at least 0', _is_int(0))
 _DICTS = _Kind('a dict or a list of dicts', lambda v: isinstance(v, Mapping) or _is_list(v))
 _LOADER = dict(dataset=_DICT, batch_size=_COUNT, num_workers=_FROM_0)
 _DATASET = dict(
-    ann_file=_Kind('a path', _is_files),
+    ann_file=_FILES,
     data_root=_PATH,
     data_prefix=_Kind('a dict of paths', _is_prefix),
     metainfo=_DICT,
@@ -85,6 +91,8 @@ def check_structure(cfg: Config, splits: Sequence[str]) -> Iterator[Problem]:
     if isinstance(schedulers, Mapping):
         yield from _wrong(schedulers, 'param_scheduler', _SCHEDULER)
     for split in splits:
+        for key, evaluator in evaluators(cfg, split):
+            yield from _wrong(evaluator, key, dict(ann_file=_FILES))
         key = f'{split}_dataloader'
         loader = cfg.get(key)
         yield from _wrong(loader, key, _LOADER)
@@ -123,3 +131,12 @@ def _wrong(values: Any, key: str, kinds: Mapping[str, _Kind]) -> Iterator[Proble
             where = f'{key}.{name}' if key else name
             text = f'it is {value!r:.80}, expected {kind.text}'
             yield Problem('error', 'config', text, 'correct it', where=where)
+
+
+def evaluators(cfg: Config, split: str) -> Iterator[tuple[str, Mapping]]:
+    """The evaluators of a split, each with its key."""
+    given = cfg.get(f'{split}_evaluator') or {}
+    if isinstance(given, Mapping):
+        yield f'{split}_evaluator', given
+    elif isinstance(given, (list, tuple)):
+        yield from ((f'{split}_evaluator.{i}', metric) for i, metric in enumerate(given))

@@ -110,7 +110,10 @@ def test_what_goes_with_the_number_of_workers(workers, config):
         ),
         ('train_dataloader.dataset=3', 'train_dataloader.dataset: it is 3, expected a dict'),
         ('train_dataloader=3', 'train_dataloader: it is 3, expected a dict: correct it'),
-        ('train_dataloader.dataset.ann_file=3', r'dataset\.ann_file: it is 3, expected a path'),
+        (
+            'train_dataloader.dataset.ann_file=3',
+            r'dataset\.ann_file: it is 3, expected a path, or several',
+        ),
         ('train_dataloader.dataset.data_prefix.img=3', r"it is {'img': 3}, expected a dict of pat"),
         ('lr.x=3', r'--cfg-options: .*toy\.py has no such key'),
     ],
