@@ -320,8 +320,13 @@ def _check_evaluators(
     """Compare the images of evaluators with those of their datasets."""
     for split in splits:
         own = [s.found for s in sources if s.split == split and s.found]
+        parts = [s for s in sources if s.split == split and s.config.get('indices') is not None]
         for key, evaluator in evaluators(cfg, split):
             path = evaluator.get('ann_file')
+            if path and parts:
+                text = f'reads all images of {path}, the dataset those of its indices'
+                cure = 'leave out ann_file, or write a file of these images'
+                yield Problem('error', 'evaluator', text, cure, where=f'{key}.ann_file')
             if not isinstance(path, str) or is_remote(evaluator) or not path.endswith('.json'):
                 continue
             if os.path.realpath(path) in {os.path.realpath(f.path) for f in own} or not own:

@@ -137,7 +137,9 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     _fit_loaders(cfg)
     # Of several processes one looks; if it stops, the launcher stops the others.
-    if splits and args.no_check != [] and int(os.environ.get('RANK', 0)) == 0:
+    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    is_first = next(filter(None, ranks), '0') == '0'
+    if splits and args.no_check != [] and is_first:
         report_problems(check(cfg, splits), args.no_check or ())
     install_safe_loader(args.trust_checkpoint)
     return cfg

@@ -169,6 +169,11 @@ CONFIGS = {
         'error evaluator val_evaluator.ann_file: images of {val} whose id is not in {train} '
         '(4 of 4), first 005.jpg: set it to {val}.',
     ),
+    'a part of validation': (
+        lambda cfg: cfg.val_dataloader.dataset.update(indices=2),
+        'error evaluator val_evaluator.ann_file: reads all images of {val}, the dataset those of '
+        'its indices: leave out ann_file, or write a file of these images.',
+    ),
     'channels': (
         lambda cfg: cfg.model.neck.update(in_channels=[256, 512, 1024, 2048]),
         'error channels model.neck.in_channels: in_channels is [256, 512, 1024, 2048], the '
