@@ -20,6 +20,9 @@ def build_fast_coco_metric(**kwargs: Any) -> BaseMetric:
         kwargs: Those of CocoMetric.
     """
     from mmdet.evaluation.metrics import coco_metric
+    from pycocotools.cocoeval import COCOeval
+
+    from .data.coco import renumbering
 
     try:
         from faster_coco_eval import COCOeval_faster
@@ -28,9 +31,9 @@ def build_fast_coco_metric(**kwargs: Any) -> BaseMetric:
             f'faster-coco-eval cannot be imported ({error}): pycocotools evaluates instead, with '
             'the same result in several times the time. pip install faster-coco-eval changes that.'
         )
-        return coco_metric.CocoMetric(**kwargs)
-
-    evaluator = functools.partial(COCOeval_faster, print_function=print)
+        evaluator = renumbering(COCOeval)
+    else:
+        evaluator = functools.partial(renumbering(COCOeval_faster), print_function=print)
     compute = coco_metric.CocoMetric.compute_metrics
 
     class FastCocoMetric(coco_metric.CocoMetric):

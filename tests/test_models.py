@@ -105,6 +105,31 @@ def test_detectors(config):
         assert instances.masks.dtype == torch.bool
 
 
+@pytest.mark.parametrize(
+    'config',
+    [
+        'retinanet/pvt_t_fpn_1x',
+        'maskrcnn/pvt_t_fpn_1x',
+        *(f'{family}/pvt_v2_b2_fpn_3x' for family in ('cascade', 'atss', 'gfl', 'sparsercnn')),
+        'detr/pvt_s_50e',
+    ],
+)
+def test_a_batch_without_objects_trains(config):
+    from mmdet.testing import demo_mm_inputs
+
+    model = build(f'{config}.py').train()
+    shapes = [[3, 64, 64], [3, 64, 96]]
+    kwargs = dict(num_classes=80, with_mask=True, use_box_type=False)
+    data = demo_mm_inputs(2, shapes, num_items=[0, 0], **kwargs)
+    assert not any(len(sample.gt_instances) for sample in data['data_samples'])
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    grads = [p.grad for p in model.backbone.parameters() if p.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
+    assert any(grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize('arch', [*ARCHS, 'r18', 'r50', 'r101', 'x101_32x4d', 'x101_64x4d'])
 def test_segmentors(arch):
     model = build(f'semfpn/{arch}_fpn_40k.py')

@@ -23,9 +23,13 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
+from ..data.check import check
+from ..data.loading import DataError
+from ..data.paths import check_data
+from ..data.report import Problem, ordered, print_table
+from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
-from .data import check_data
 from .hooks import check_complete
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
@@ -53,7 +57,7 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -76,6 +80,18 @@ def _leave_group() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that tools/train.py and tools/test.py have in common."""
     parser.add_argument('--work-dir', help='default: work_dirs/FOLDER/NAME of the config')
+    add_config_options(parser)
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    add_trust_argument(parser)
+    # torch.distributed.launch passes it; torchrun sets the environment variable.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every tool that reads a config and its data."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -84,12 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='change the config: a.b=1 c="[x,y]"',
     )
     parser.add_argument(
-        '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+        '--no-check',
+        nargs='*',
+        metavar='KIND',
+        help='do not check the data first; with KINDs of the table: these errors are warnings',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    add_trust_argument(parser)
-    # torch.distributed.launch passes it; torchrun sets the environment variable.
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -112,10 +127,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
         UsageError: the installation, the config or the data does not work.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if problems := list(find_problems()):
-        raise UsageError('\n'.join(problems))
-    cfg = _read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, splits)
     cfg.launcher = args.launcher
     hooks = cfg.get('custom_hooks') or []
     if args.compile and not any(hook['type'] == 'CompileBackboneHook' for hook in hooks):
@@ -123,13 +135,71 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    _fit_loaders(cfg)
+    # Of several processes one looks; if it stops, the launcher stops the others.
+    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    is_first = next(filter(None, ranks), '0') == '0'
+    if splits and args.no_check != [] and is_first:
+        report_problems(check(cfg, splits), args.no_check or ())
+    install_safe_loader(args.trust_checkpoint)
+    return cfg
+
+
+def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> Config:
+    """Read a config, check that its data exists, import its host.
+
+    Args:
+        path: A file.
+        options: Values by key, see ``Config.merge_from_dict``.
+        splits: The splits that the tool reads, see :func:`check_data`.
+
+    Raises:
+        UsageError: the installation, the config or the data does not work.
+    """
+    if problems := list(find_problems()):
+        raise UsageError('\n'.join(problems))
+    cfg = _read_config(path)
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UsageError(f'--cfg-options: {path} has no such key: {error}.') from error
+    if wrong := list(check_structure(cfg, splits)):
+        raise UsageError('\n'.join(map(str, wrong)))
     try:
         check_data(cfg, splits)
     except FileNotFoundError as error:
         raise UsageError(str(error)) from error
     import_host(cfg.default_scope)
-    install_safe_loader(args.trust_checkpoint)
     return cfg
+
+
+def report_problems(problems: Sequence[Problem], lenient: Sequence[str] = ()) -> None:
+    """Print what a check has found.
+
+    Args:
+        problems: Those found.
+        lenient: Kinds of errors that are to be warnings.
+
+    Raises:
+        UsageError: there is an error.
+    """
+    found = ordered(problems, lenient)
+    if found:
+        print_table(found)
+    errors = [str(problem) for problem in found if problem.level == 'error']
+    if errors:
+        raise UsageError('\n'.join(errors))
+
+
+def _fit_loaders(cfg: Config) -> None:
+    """Leave out what torch refuses for a DataLoader without workers."""
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and not loader.get('num_workers'):
+            for key in ('persistent_workers', 'prefetch_factor', 'multiprocessing_context'):
+                loader.pop(key, None)
+            if loader.get('timeout'):
+                loader.timeout = 0
 
 
 def build_model(
@@ -240,3 +310,7 @@ def import_host(scope: str) -> None:
     for line in printed.getvalue().splitlines():
         if not line.startswith(_PRINTED):
             print(line)
+    if scope == 'mmdet':
+        from ..data import coco
+
+        coco.install()

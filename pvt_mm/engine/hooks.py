@@ -10,6 +10,8 @@ from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..data.images import explain_unreadable
+from ..data.loading import leaves
 from ..pvt import PVT, Block, PVTv2
 from ..weights.names import count_by_part, unwrap
 
@@ -60,6 +62,34 @@ class DataWaitHook(Hook):
                 f'on average of the last {self.interval}. Raise train_dataloader.num_workers (now '
                 f'{runner.train_dataloader.num_workers}; {os.cpu_count()} CPUs here).'
             )
+
+
+@HOOKS.register_module()
+class UnreadableImagesHook(Hook):
+    """Logs the training images that could not be loaded, each once, when another has replaced it.
+
+    Under :class:`ToolRunner`, which watches the loading, see :mod:`pvt_mm.data.loading`.
+    """
+
+    def __init__(self) -> None:
+        self.told = set()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        for n, dataset in enumerate(leaves(runner.train_dataloader.dataset)):
+            unreadable = getattr(dataset, 'unreadable', None)
+            if not unreadable or unreadable.count == sum(key[0] == n for key in self.told):
+                continue
+            for index in unreadable.flags.nonzero().flatten().tolist():
+                if (n, index) not in self.told:
+                    self.told.add((n, index))
+                    path = dataset.get_data_info(index).get('img_path')
+                    reason = explain_unreadable(path) or 'could not be loaded'
+                    runner.logger.warning(
+                        f'{path} {reason}; another image takes its place: {len(self.told)} so '
+                        f'far, at most {unreadable.limit} of {len(unreadable.flags)}.'
+                    )
 
 
 @HOOKS.register_module()

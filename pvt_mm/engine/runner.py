@@ -13,10 +13,13 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
-from .hooks import DataWaitHook, PeakMemoryHook
+from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
+from .briefing import BriefingHook
+from .hooks import DataWaitHook, PeakMemoryHook, UnreadableImagesHook
 
 # Prefixes of start-up messages that only go to the log file.
 _LOGGED = (
@@ -55,11 +58,30 @@ class ToolRunner(Runner):
         if not torch.cuda.is_available() and sys.platform != 'win32':
             self.add_hook(PeakMemoryHook())
         self.add_hook(DataWaitHook())
+        self.add_hook(UnreadableImagesHook())
+        self.add_hook(BriefingHook())
 
     def add_hook(self, hook: Hook) -> None:
         """Register a hook unless the config has one of its class, with arguments of its own."""
         if not any(isinstance(other, type(hook)) for other in self.hooks):
             self.register_hook(hook)
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        loader = Runner.build_dataloader(*args, **kwargs)
+        watch(loader.dataset)
+        return loader
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(self._train_dataloader, dict):
+            # Built here as the loop would build it, since iterators start with the loop.
+            config = dict(self._train_dataloader)
+            share = config.pop('max_unreadable', MAX_UNREADABLE)
+            by_rank = self._randomness_cfg.get('diff_rank_seed', False)
+            loader = self.build_dataloader(config, seed=self.seed, diff_rank_seed=by_rank)
+            replace_unreadable(loader.dataset, share)
+            self._train_dataloader = loader
+        return super().build_train_loop(loop)
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.

@@ -244,11 +244,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         raise FileNotFoundError(f'{path} does not exist, expected a weight file (.pth).')
     with path.open('rb') as file:
         head = file.read(512)
-    start = head.lstrip().lower()
-    if start.startswith(_HTML):
-        raise ValueError(f'{path} is an HTML page, not a weight file: download it again.')
-    if start.startswith(_GIT_LFS):
-        raise ValueError(f'{path} is a Git LFS pointer, not the file itself: run `git lfs pull`.')
+    if foreign := describe_foreign(head, 'a weight file'):
+        raise ValueError(f'{path} {foreign[0]}: {foreign[1]}.')
     # A .safetensors file begins with the length of its header, which is JSON.
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _MAX_HEADER:
         return _read_safetensors(path, map_location)
@@ -264,6 +261,21 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, expected a dict of tensors.')
     return content
+
+
+def describe_foreign(head: bytes, expected: str) -> tuple[str, str] | None:
+    """What stands in the place of a file, and what to do, if its beginning shows it.
+
+    Args:
+        head: The first bytes of the file.
+        expected: The kind of file that was expected: ``'a weight file'``.
+    """
+    start = head.lstrip().lower()
+    if start.startswith(_HTML):
+        return f'is an HTML page, not {expected}', 'download it again'
+    if start.startswith(_GIT_LFS):
+        return 'is a Git LFS pointer, not the file itself', 'run `git lfs pull`'
+    return None
 
 
 def _raise_for_content(path: Path, head: bytes, error: Exception) -> None:

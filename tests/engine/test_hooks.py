@@ -28,7 +28,8 @@ for registry, names in (
     (MODELS, ['PVT', 'PVTv2']),
     (METRICS, ['FastCocoMetric']),
     (FUNCTIONS, ['wrap_pvt_blocks']),
-    (HOOKS, ['CompileBackboneHook', 'CompleteCheckpointHook', 'DataWaitHook', 'PeakMemoryHook']),
+    (HOOKS, ['BriefingHook', 'CompileBackboneHook', 'CompleteCheckpointHook']),
+    (HOOKS, ['DataWaitHook', 'PeakMemoryHook', 'UnreadableImagesHook']),
 ):
     for name in names:
         assert registry.module_dict[name].__module__.startswith('pvt_mm.'), name

@@ -26,13 +26,13 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         top = {f'{split}_dataloader.dataset': loader['dataset']} if loader else {}
-        for key, dataset in _leaf_datasets(top):
+        for key, dataset in leaf_datasets(top):
             for path in _paths(dataset):
                 if _is_missing(path):
                     raise FileNotFoundError(_missing_data(dataset, key, path))
         evaluators = cfg.get(f'{split}_evaluator') or {}
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            for path in [] if _is_remote(evaluator) else _flatten(evaluator.get('ann_file')):
+            for path in [] if is_remote(evaluator) else _flatten(evaluator.get('ann_file')):
                 if _is_missing(path):
                     raise FileNotFoundError(
                         f'{path} does not exist (from {os.getcwd()}), expected the annotations of '
@@ -40,13 +40,13 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                     )
 
 
-def _leaf_datasets(datasets: dict[str, dict]) -> Iterator[tuple[str, dict]]:
+def leaf_datasets(datasets: dict[str, dict]) -> Iterator[tuple[str, dict]]:
     """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its key."""
     for key, dataset in datasets.items():
         inner = {f'{key}.dataset': dataset['dataset']} if 'dataset' in dataset else {}
         inner |= {f'{key}.datasets.{i}': d for i, d in enumerate(dataset.get('datasets', ()))}
         if inner:
-            yield from _leaf_datasets(inner)
+            yield from leaf_datasets(inner)
         else:
             yield key, dataset
 
@@ -55,17 +55,17 @@ def _is_missing(path: str) -> bool:
     return '://' not in path and not os.path.exists(path)
 
 
-def _is_remote(config: Any) -> bool:
+def is_remote(config: Any) -> bool:
     """True if any part, such as a step of a pipeline, names a file backend that is not local."""
     if isinstance(config, (list, tuple)):
-        return any(map(_is_remote, config))
+        return any(map(is_remote, config))
     if not isinstance(config, Mapping):
         return False
     backends = [config.get(key) or {} for key in ('backend_args', 'file_client_args')]
     return any(
         args and args.get('backend', args.get('prefix')) not in ('local', 'disk')
         for args in backends
-    ) or any(map(_is_remote, config.values()))
+    ) or any(map(is_remote, config.values()))
 
 
 def _flatten(names: Any) -> Iterator[str]:
@@ -79,7 +79,7 @@ def _flatten(names: Any) -> Iterator[str]:
 
 def _paths(dataset: dict) -> Iterator[str]:
     """Annotation files and folders, joined with the root as mmengine's BaseDataset does."""
-    if _is_remote(dataset):
+    if is_remote(dataset):
         return
     root = dataset.get('data_root') or ''
     for name in _flatten([dataset.get('ann_file'), dataset.get('data_prefix')]):

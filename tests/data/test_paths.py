@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from pvt_mm.engine import check_data
+from pvt_mm.data.paths import check_data
 
 from .conftest import coco
 

@@ -1,0 +1,66 @@
+"""tools/check_data.py as a user runs it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+from .data.conftest import CLASSES, annotations, write_coco
+from .scripts import run_script
+
+pytestmark = pytest.mark.slow
+TOOL = ROOT / 'tools/check_data.py'
+CONFIG = """
+_base_ = '{base}'
+metainfo = dict(classes={classes}, palette=[(0, 0, 0)] * 3)
+model = dict(bbox_head=dict(num_classes=3))
+train_dataloader = dict(dataset=dict(metainfo=metainfo))
+val_dataloader = dict(dataset=dict(metainfo=metainfo))
+test_dataloader = val_dataloader
+param_scheduler = []
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    write_coco(tmp_path, 'train')
+    write_coco(tmp_path, 'val', annotations(start=5))
+    path = tmp_path / 'mine.py'
+    base = ROOT / 'configs/demo/retinanet.py'
+    path.write_text(CONFIG.format(base=base, classes=CLASSES))
+    return path
+
+
+def run(config: Path, *arguments: str) -> tuple[int, str]:
+    env = os.environ | dict(COCO_ROOT=str(config.parent))
+    done = run_script([TOOL, config.name, *arguments], env, config.parent)
+    return done.returncode, done.stdout
+
+
+def test_sound_data(config):
+    code, printed = run(config, '--full')
+    assert (code, printed.splitlines()[-1]) == (0, 'Nothing wrong was found.')
+    assert 'images' in printed and '100%' in printed
+
+
+def test_errors_and_warnings(config):
+    (config.parent / 'train2017/003.jpg').write_bytes(b'')
+    code, printed = run(config)
+    assert code == 0
+    assert 'images that cannot be read' in printed
+    code, printed = run(config, '--cfg-options', 'model.bbox_head.num_classes=80')
+    assert code == 1
+    found = (
+        'model.bbox_head.num_classes: num_classes is 80, expected 3, the classes of the training'
+    )
+    assert printed.splitlines()[-1] == f'{found} set: set it to 3.'
+    table = [line.split() for line in printed.splitlines() if 'num-classes' in line]
+    assert table[0][:3] == ['error', 'num-classes', 'model.bbox_head.num_classes']
+    assert printed.index('num-classes') < printed.index('unreadable')
+    code, printed = run(
+        *(config, '--no-check', 'num-classes'),
+        *('--cfg-options', 'model.bbox_head.num_classes=80'),
+    )
+    assert code == 0
+    assert 'Traceback' not in printed
