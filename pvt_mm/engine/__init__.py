@@ -1,7 +1,7 @@
 """Additions of the tools to mmengine: arguments, a Runner, hooks, checks of data, curves."""
 
+from .checkpoints import DurableCheckpointHook
 from .cli import (
-    UsageError,
     add_arguments,
     build_model,
     import_host,
@@ -10,12 +10,20 @@ from .cli import (
     run,
 )
 from .data import check_data
+from .errors import TrainingStopped, UsageError
 from .hooks import CompleteCheckpointHook
+from .loops import ResumableEpochLoop, ResumableIterLoop
+from .nonfinite import NaNGuardHook
 from .runner import ToolRunner
 
 __all__ = [
     'CompleteCheckpointHook',
+    'DurableCheckpointHook',
+    'NaNGuardHook',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
     'ToolRunner',
+    'TrainingStopped',
     'UsageError',
     'add_arguments',
     'build_model',

@@ -224,13 +224,16 @@ def _check(url: str, part: Path) -> None:
 # --- read ---------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> Mapping:
+def read_checkpoint(
+    path: str | Path, map_location: Any = 'cpu', trust: bool = False, mmap: bool = False
+) -> Mapping:
     """The content of a checkpoint, ``.safetensors`` or written by ``torch.save``.
 
     Args:
         path: A file.
         map_location: As in ``torch.load``, for both kinds of files.
         trust: Unpickle anything, which runs code that the file may contain.
+        mmap: Map the tensors into memory instead of reading them, as in ``torch.load``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -254,10 +257,11 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         return _read_safetensors(path, map_location)
     try:
         with path.open('rb') as file:  # by its path, torch would judge a file by its ending
+            source = str(path) if mmap else file
             if trust:
-                content = torch.load(file, map_location=map_location, weights_only=False)
+                content = torch.load(source, map_location, weights_only=False, mmap=mmap)
             else:
-                content = _load_safely(file, map_location)
+                content = _load_safely(source, map_location, mmap=mmap)
     except Exception as error:
         _raise_for_content(path, head, error)
         raise
@@ -348,14 +352,14 @@ def _move(tensor: Tensor, map_location: Any) -> Tensor:
     return tensor.to(device)
 
 
-def _load_safely(file: BinaryIO, map_location: Any) -> Any:
+def _load_safely(file: BinaryIO | str, map_location: Any, **options: bool) -> Any:
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location, weights_only=True, **options)
     module = SimpleNamespace(
         __name__='pickle', Unpickler=_Unpickler, load=lambda file, **k: _Unpickler(file, **k).load()
     )
-    return torch.load(file, map_location=map_location, pickle_module=module)
+    return torch.load(file, map_location, pickle_module=module, **options)
 
 
 class _Unpickler(pickle.Unpickler):
