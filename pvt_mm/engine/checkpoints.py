@@ -200,7 +200,7 @@ class DurableCheckpointHook(CheckpointHook):
         failed = highest(max([0, *(1 + isinstance(f, TrainingStopped) for f in self._failures)]))
         if not failed and is_main_process():
             try:
-                if self.last_ckpt != records['last_ckpt'] or Path(self.last_ckpt) in self._written:
+                if self.last_ckpt and Path(self.last_ckpt) in self._written:
                     write_text_durably(self.last_ckpt, Path(runner.work_dir, 'last_checkpoint'))
                 self.file_backend.remove_now(kept=self._written)
             except OSError as error:
@@ -247,7 +247,7 @@ class DurableCheckpointHook(CheckpointHook):
         return ''
 
 
-def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def tensors(value: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
     """The tensors in nested dicts and lists, with their dotted names."""
     if isinstance(value, Tensor):
         yield name, value

@@ -13,6 +13,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner import runner as mmengine_runner_class
 
 from ..weights import read_checkpoint
+from ..weights.files import check_sums
 
 _SUFFIX = '.part'  # of files that are being written, whose names begin with a dot
 
@@ -50,7 +51,8 @@ def write_durably(content: Mapping, path: Path) -> None:
                     raise
                 raise raw.error from None
         try:
-            read_checkpoint(part, trust=True)  # torch compares the checksum of each tensor
+            check_sums(part)
+            read_checkpoint(part, trust=True, mmap=True)
         except ValueError as error:
             raise OSError(f'it does not read back: {error}') from error
         os.replace(part, path)

@@ -162,9 +162,9 @@ class NaNGuardHook(Hook):
             for name, module in model.named_modules()
         ]
         try:
-            with own_random_state(self._random), torch.no_grad():
-                with self._wrappers[0].optim_context(model):
-                    model._run_forward(model.data_preprocessor(data_batch, True), mode='loss')
+            context = self._wrappers[0].optim_context(model)
+            with own_random_state(self._random), torch.no_grad(), context:
+                model._run_forward(model.data_preprocessor(data_batch, True), mode='loss')
         except Exception as error:  # a model may not bear the same batch twice
             found.append(f'an unknown module (the batch cannot be run again: {error!r})')
         finally:

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from ..weights import read_checkpoint
+from ..weights.files import check_sums
 from .errors import UsageError
 from .group import gather, is_distributed
 
@@ -82,12 +82,16 @@ def capture(runner: Runner, batches: int | None = None, state: Mapping | None = 
         seed=getattr(sampler, 'seed', None),
         sampler_seed=getattr(getattr(sampler, 'sampler', None), 'seed', None),
     )
+    if batches is None and _is_accumulating(runner):
+        captured['gradients'] = _gradients(unwrapped(runner.model))
+    return captured
+
+
+def _is_accumulating(runner: Runner) -> bool:
+    """Whether the gradients of earlier iterations belong to the next step of the optimizer."""
     wrapper = runner.optim_wrapper
     is_sharded = hasattr(getattr(runner, 'strategy', None), '_is_full_state_dict')
-    if batches is None and isinstance(wrapper, OptimWrapper) and not is_sharded:
-        if not wrapper.should_update():
-            captured['gradients'] = _gradients(unwrapped(runner.model))
-    return captured
+    return isinstance(wrapper, OptimWrapper) and not is_sharded and not wrapper.should_update()
 
 
 def _gradients(model: nn.Module) -> dict:
@@ -210,6 +214,7 @@ def check_readable(path: str | Path) -> None:
     """
     files = _files(Path(path))
     for file in files:
+        check_sums(file)
         content = mmengine_checkpoint._load_checkpoint(
             str(file), map_location='cpu', logger='silent'
         )

@@ -23,7 +23,7 @@ from .group import control_group, gather, timeout_of
 from .hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook
 from .nonfinite import NaNGuardHook
 from .resume import STATE, check_readable, describe_changes, find_newest
-from .signals import SignalWatch, Stopped, StopOnSignalHook
+from .signals import SignalWatch, StopOnSignalHook, Stopped
 
 # Prefixes of start-up messages that only go to the log file.
 _LOGGED = (

@@ -58,6 +58,7 @@ _GIT_LFS = b'version https://git-lfs.github.com/spec'
 _ZIP = b'PK\x03\x04'
 _LEGACY = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number of torch.save before torch 1.6
 _MAX_HEADER = 100_000_000  # bytes, of a .safetensors file
+_NO_END = 'its end is missing'
 _GRIDS = 'pos_grids'  # in the metadata of state dicts and of .safetensors files
 
 # Raised by unpicklers for incomplete or changed bytes.
@@ -270,6 +271,26 @@ def read_checkpoint(
     return content
 
 
+def check_sums(path: Path) -> None:
+    """Compare the content of a file of torch.save with its checksums, which torch.load does not.
+
+    Raises:
+        ValueError: the file is damaged. One in the format before torch 1.6 has no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open('rb') as file:
+            if _LEGACY not in file.read(512):
+                raise ValueError(_damaged(path, EOFError(_NO_END)))
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if name is not None:
+        raise ValueError(_damaged(path, EOFError(f'the checksum of {name} differs')))
+
+
 def _raise_for_content(path: Path, head: bytes, error: Exception) -> None:
     """Raise if a file could not be loaded because of its content, return if it is sound."""
     if not _is_from_torch(path, head):
@@ -283,6 +304,8 @@ def _raise_for_content(path: Path, head: bytes, error: Exception) -> None:
             f'file of tensors only, or, if you trust its source, pass --trust-checkpoint (in '
             f'init_cfg: trust_checkpoint=True).'
         ) from error
+    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
+        raise ValueError(_damaged(path, EOFError(_NO_END))) from error
     # Without storage for the tensors neither memory nor devices play a part.
     try:
         with path.open('rb') as file:
