@@ -119,7 +119,7 @@ def kill_repeatedly(folder: Path, kills: int, seed: int = 0, hook: str = 'durabl
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         counts['kills'] += 1
-        counts['writing'] += any(folder.glob('.*.part')) or hook == 'mmengine' and _is_torn(folder)
+        counts['writing'] += any(folder.glob('.*.part')) or _is_torn(folder)
         finished = max(number for _, number in read_journal(folder)[entries:])
         counts['checkpoints'] = sum(word == 'saved' for word, _ in read_journal(folder))
     return counts

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from pvt_mm import PVT
+from pvt_mm.engine.checkpoints import tensors
 
 from .conftest import ROOT, classifier_file, import_tool
 from .scripts import run_script
@@ -335,18 +336,40 @@ def test_ctrl_c_leaves_what_can_be_resumed(shapes, tmp_path):
         child.kill()
     assert child.returncode == 130, printed[-3000:]
     assert 'Traceback' not in printed
-    latest = re.search(r'Go on from (\S+) with --resume', printed)[1]
-    for path in tmp_path.glob('epoch_*.pth'):
-        state = torch.load(path, weights_only=False)
-        assert state['optimizer']
-    epoch = int(re.search(r'epoch_(\d+)', latest)[1])
+    latest = Path(re.search(r'SIGINT .*: go on from (\S+) with --resume', printed)[1])
+    meta = torch.load(latest, weights_only=False)['meta']
     again = run(
         *command[1:3],
         *('--work-dir', tmp_path, '--resume', '--cfg-options', *options),
-        f'train_cfg.max_epochs={epoch + 1}',
+        f'train_cfg.max_epochs={meta["epoch"] + 1}',
         env=shapes,
     )
-    assert f'resumed epoch: {epoch}, ' in again
+    assert f'resumed epoch: {meta["epoch"]}, iter: {meta["iter"]}' in again
+    assert (tmp_path / f'epoch_{meta["epoch"] + 1}.pth').exists()
+
+
+def test_resuming_in_the_middle_of_an_epoch_changes_nothing(shapes, tmp_path):
+    """With MMDetection's batches by aspect ratio, its augmentation, and two workers."""
+    options = [*DETECTOR, 'train_cfg.max_epochs=2', 'randomness.seed=1']
+    options += ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=3']
+    options += ['default_hooks.checkpoint.max_keep_ckpts=-1', 'model.backbone.drop_path_rate=0.3']
+    command = [TOOLS / 'train.py', 'configs/demo/retinanet.py']
+    run(*command, '--work-dir', tmp_path / 'whole', '--cfg-options', *options, env=shapes)
+    first = tmp_path / 'whole/iter_3.pth'
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        more = [f'train_dataloader.num_workers={workers}']
+        more += [f'train_dataloader.persistent_workers={workers > 0}']
+        arguments = ['--work-dir', folder, '--resume', first, '--cfg-options', *options, *more]
+        run(*command, *arguments, env=shapes)
+        one, two = (
+            torch.load(path / 'iter_4.pth', weights_only=False)
+            for path in (tmp_path / 'whole', folder)
+        )
+        for part in ('state_dict', 'optimizer', 'param_schedulers'):
+            expected, found = dict(tensors(one[part])), dict(tensors(two[part]))
+            assert expected.keys() == found.keys()
+            assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
 
 
 # --- mistakes -----------------------------------------------------------------------------------

@@ -126,7 +126,8 @@ class ToolRunner(Runner):
         """The checkpoint to resume from, and why there is none although there should be one."""
         try:
             if self._load_from is not None:
-                check_readable(find_checkpoint(self._load_from))
+                if '://' not in self._load_from:
+                    check_readable(find_checkpoint(os.path.expanduser(self._load_from)))
                 return self._load_from, ''
             path, skipped = find_newest(self.work_dir)
         except UsageError as error:
