@@ -20,19 +20,22 @@ ARCH = dict(
 class Noise(Dataset):
     """Images of random numbers."""
 
+    def __init__(self, size: int) -> None:
+        self.size = size
+
     def __len__(self) -> int:
         return 64
 
     def __getitem__(self, index: int) -> dict:
-        return dict(x=torch.rand(3, 32, 32))
+        return dict(x=torch.rand(3, self.size, self.size))
 
 
 class Energy(BaseModel):
-    """A small backbone whose features shall vanish."""
+    """A backbone whose features shall vanish."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: str | dict) -> None:
         super().__init__()
-        self.backbone = PVTv2(ARCH, drop_path_rate=0.1)
+        self.backbone = PVTv2(arch, drop_path_rate=0.1)
 
     def forward(self, x: Tensor, mode: str = 'tensor') -> dict | list[float]:
         energy = sum(features.square().mean() for features in self.backbone(x))
@@ -48,11 +51,18 @@ class MeanEnergy(BaseMetric):
 
 
 def build_runner(
-    folder: Path, iterations: int, workers: int = 0, val_interval: int = 0, **checkpoint: Any
+    folder: Path,
+    iterations: int,
+    workers: int = 0,
+    val_interval: int = 0,
+    arch: str | dict = ARCH,
+    size: int = 32,
+    **checkpoint: Any,
 ) -> ToolRunner:
     """A runner of iterations.
 
     Args:
+        arch, size: Of the backbone, and of its images in pixels.
         val_interval: Iterations between evaluations, 0 for none.
         checkpoint: Arguments of the CheckpointHook.
     """
@@ -61,7 +71,7 @@ def build_runner(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=dict(type='default_collate'),
-        dataset=Noise(),
+        dataset=Noise(size),
     )
     evaluation = {}
     if val_interval:
@@ -72,7 +82,7 @@ def build_runner(
             val_evaluator=dict(type=MeanEnergy),
         )
     return ToolRunner(
-        model=Energy(),
+        model=Energy(arch),
         work_dir=str(folder),
         train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler')),
         train_cfg=dict(

@@ -55,8 +55,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UsageError, TrainingStopped) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+    except KeyboardInterrupt:  # at once, without waiting for other processes
+        sys.exit(128 + signal.SIGINT)
     except SystemExit as stopped:
         code = stopped.code
     if dist.is_initialized():

@@ -90,7 +90,8 @@ class NaNGuardHook(Hook):
         parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
         gradients = [] if _is_scaled(wrapper) else [p.grad for p in parameters]
         norm = _norm([g for g in gradients if g is not None])
-        *losses, norm = torch.stack([*self._losses, norm.to(self._losses[0])]).tolist()
+        # One copy from the device, so one wait for it.
+        *losses, norm = torch.stack([x.to(norm) for x in (*self._losses, norm)]).tolist()
         if highest(not all(map(math.isfinite, (*losses, norm)))):
             bad = list(_bad_gradients(self._model))
             self._found = dict(gradient_norm=norm, parameters=bad)

@@ -156,20 +156,17 @@ def find_candidates(folder: str | Path, template: str | None = None) -> list[Pat
         folder: A work dir. If its ``last_checkpoint`` names a file elsewhere, there too.
         template: The names of checkpoints, by default mmengine's.
     """
-    folders = {Path(folder).resolve()}
+    folders, found = {Path(folder).resolve()}, set()
     if (Path(folder) / 'last_checkpoint').is_file() and (last := find_latest_checkpoint(folder)):
         folders.add(Path(last).resolve().parent)
+        found |= {Path(last).resolve()} if Path(last).exists() else set()
     templates = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
     pattern = '|'.join(
         re.escape(name).replace(r'\{\}', r'\d+') for name in (*templates, STOPPED, NONFINITE)
     )
-    return [
-        path
-        for folder in sorted(folders)
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if re.fullmatch(pattern, path.name)
-    ]
+    for place in filter(Path.is_dir, folders):
+        found |= {path for path in place.iterdir() if re.fullmatch(pattern, path.name)}
+    return sorted(found)
 
 
 def find_newest(

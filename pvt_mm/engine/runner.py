@@ -10,7 +10,7 @@ import sys
 import torch
 import torch.distributed as dist
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
@@ -129,7 +129,8 @@ class ToolRunner(Runner):
                 if '://' not in self._load_from:
                     check_readable(find_checkpoint(os.path.expanduser(self._load_from)))
                 return self._load_from, ''
-            path, skipped = find_newest(self.work_dir)
+            hooks = [hook for hook in self.hooks if isinstance(hook, CheckpointHook)]
+            path, skipped = find_newest(self.work_dir, hooks[0].filename_tmpl if hooks else None)
         except UsageError as error:
             return None, str(error)
         except (OSError, ValueError, pickle.UnpicklingError) as error:
@@ -149,8 +150,16 @@ class ToolRunner(Runner):
             self.logger.warning(told)
 
     def train(self) -> nn.Module:
+        """Launch training.
+
+        Raises:
+            SystemExit: with 128 + N after signal N, see :class:`StopOnSignalHook`.
+            KeyboardInterrupt: at a second Ctrl-C.
+            TrainingStopped: it cannot go on.
+        """
         with SignalWatch() as watch:
-            self.register_hook(StopOnSignalHook(watch))
+            hook = StopOnSignalHook(watch)
+            self.register_hook(hook)
             try:
                 return super().train()
             except Stopped as stopped:
@@ -162,8 +171,11 @@ class ToolRunner(Runner):
                         f'({str(error).splitlines()[0]}). All end; go on with --resume.'
                     ) from error
                 raise
-        if callable(watch.handlers.get(number)):  # Python's own for Ctrl-C, or a user's
-            signal.raise_signal(number)
+            finally:
+                self._hooks.remove(hook)
+        handler = watch.handlers.get(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            signal.raise_signal(number)  # the handler of a user
         raise SystemExit(128 + number)
 
 

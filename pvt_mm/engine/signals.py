@@ -168,7 +168,7 @@ class StopOnSignalHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if runner._train_loop is None or batch_idx >= self._val_batches:
+        if batch_idx >= self._val_batches:
             return
 
         def leave_evaluation() -> None:

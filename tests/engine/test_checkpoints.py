@@ -348,7 +348,21 @@ def test_what_is_no_candidate(three):
     for name in ('best_score_epoch_4.pth', 'epoch_3-0123abcd.pth', '.epoch_5.pth.part', 'e.pth'):
         (three / name).write_bytes((three / 'epoch_1.pth').read_bytes())
     assert [p.name for p in find_candidates(three)] == [f'epoch_{i}.pth' for i in (1, 2, 3)]
+    (three / 'last_checkpoint').unlink()
     assert [p.name for p in find_candidates(three, 'e{}.pth')] == []
+
+
+def test_checkpoints_in_another_folder_with_other_names(tmp_path):
+    hook = dict(interval=1, out_dir=str(tmp_path / 'out'), filename_tmpl='mine_{}.pth')
+    for epochs in (2, 3):
+        runner = toy_runner(tmp_path / 'work', max_epochs=epochs, resume=True)
+        old = next(h for h in runner.hooks if isinstance(h, DurableCheckpointHook))
+        runner._hooks[runner._hooks.index(old)] = DurableCheckpointHook(**hook)
+        assert runner.iter == 0
+        runner.train()
+    assert names(tmp_path / 'out/work') == [f'mine_{epoch}.pth' for epoch in (1, 2, 3)]
+    assert names(tmp_path / 'work') == ['last_checkpoint']
+    assert find_newest(tmp_path / 'work')[0].name == 'mine_3.pth'
 
 
 def test_without_a_readable_checkpoint_training_does_not_begin_again(three):
