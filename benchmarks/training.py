@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pvt_mm import PVTv2
-from pvt_mm.engine import ToolRunner
+from pvt_mm.engine import ToolRunner, install_safe_loader
 
 ARCH = dict(
     embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2), sr_ratios=(4, 1)
@@ -66,6 +66,7 @@ def build_runner(
         val_interval: Iterations between evaluations, 0 for none.
         checkpoint: Arguments of the CheckpointHook.
     """
+    install_safe_loader()
     loader = dict(
         batch_size=4,
         num_workers=workers,

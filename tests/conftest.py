@@ -51,6 +51,7 @@ SHALLOW = dict(
 MEASURED = (
     *('pvt', 'cpu', 'archs', 'fit', 'names', 'files'),
     *('cli', 'runner', 'hooks', 'data', 'logs'),
+    *('checkpoints', 'nonfinite', 'resume', 'signals'),
     *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor'),
 )
 

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner
 
 from pvt_mm import PVT, PVTv2
-from pvt_mm.engine import ToolRunner, UsageError
+from pvt_mm.engine import ToolRunner, UsageError, install_safe_loader
 from pvt_mm.engine.resume import find_newest
 
 from .conftest import SHALLOW, not_on_torch_2_1, randomise
@@ -124,6 +124,7 @@ def test_two_processes_train_the_same_weights_as_one(cls, kwargs, tmp_path, free
     mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
     for rank in range(2):
         check_weights(one, torch.load(tmp_path / f'{rank}.pth'), cls)
+    install_safe_loader()
     path, _ = find_newest(tmp_path)
     assert path == tmp_path / 'epoch_1.pth'
     if path.is_dir():  # one file per process, complete or not to be used

@@ -110,12 +110,17 @@ class DurableCheckpointHook(CheckpointHook):
         Returns:
             The path, or None if it could not be written.
         """
-        with self._transaction(runner, **captured):
-            if is_temporary:
-                self._replace_temporary(name)
-            self._save_as(runner, name, dict(epoch=runner.epoch, iter=iteration), by_epoch=False)
-        path = Path(self.out_dir, name)
-        return str(path) if path.exists() else None
+        meta = dict(epoch=runner.epoch, iter=iteration)
+        if self._is_local:
+            with self._transaction(runner, **captured):
+                if is_temporary:
+                    self._replace_temporary(name)
+                self._save_as(runner, name, meta, by_epoch=False)
+        else:
+            self._save_as(runner, name, meta, by_epoch=False)
+            if is_main_process():
+                write_text_durably(self.last_ckpt, Path(runner.work_dir, 'last_checkpoint'))
+        return self.last_ckpt if self.is_saved(iteration) else None
 
     def is_saved(self, iteration: int) -> bool:
         """Whether this run has saved the state after this number of iterations."""
@@ -182,7 +187,7 @@ class DurableCheckpointHook(CheckpointHook):
             yield
             return
         info = runner.message_hub.runtime_info
-        records = copy.deepcopy({k: v for k, v in vars(self).items() if k in _RECORDS})
+        records = {k: copy.deepcopy(getattr(self, k)) for k in _RECORDS if hasattr(self, k)}
         before = dict(info)
         self._written.clear()
         self._failures.clear()

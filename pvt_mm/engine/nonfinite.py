@@ -122,10 +122,15 @@ class NaNGuardHook(Hook):
         )
         name = Path(NONFINITE.format(number)).stem + (f'_rank{get_rank()}' if get_rank() else '')
         path = Path(runner.work_dir, f'{name}.json')
-        path.write_text(json.dumps(_as_json(report), indent=2))
+        text = json.dumps(_as_json(report), indent=2)
+        try:
+            path.write_text(text)
+            details = f'{path} has the details and the images.'
+        except OSError as error:
+            details = f'{path} could not be written ({error}): {text}'
         told = (
             f'The loss or the gradient of iteration {number} is not finite, first in '
-            f'{first or "the backward pass"}; {path} has the details and the images.'
+            f'{first or "the backward pass"}; {details}'
         )
         if self.skipped <= self.max_skips:
             runner.logger.warning(

@@ -2,6 +2,14 @@
 
 import pytest
 
+from pvt_mm.engine import install_safe_loader
+
+
+@pytest.fixture(autouse=True)
+def _safe_loader():
+    """As in every tool; upstream's mmengine cannot read a checkpoint with torch 2.6 or later."""
+    install_safe_loader()
+
 
 def coco(root: str, **kwargs) -> dict:
     """The config of a dataset below a folder."""

@@ -11,6 +11,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from pvt_mm.engine import TrainingStopped, UsageError, durable
 from pvt_mm.engine.checkpoints import DurableCheckpointHook, finite
@@ -232,13 +233,32 @@ def test_the_best_checkpoint_stays_when_a_better_one_cannot_be_written(tmp_path,
 
 
 def test_a_remote_folder_is_left_to_mmengine(tmp_path, monkeypatch, capfd):
-    from mmengine.fileio import LocalBackend
-
     monkeypatch.setattr('pvt_mm.engine.checkpoints.LocalBackend', type('Other', (), {}))
-    toy_runner(tmp_path, max_epochs=2, max_keep_ckpts=1).train()
+    runner = toy_runner(tmp_path, max_epochs=2, max_keep_ckpts=1)
+    runner.train()
     assert names(tmp_path) == ['epoch_2.pth', 'last_checkpoint']
     assert 'is no local folder' in ''.join(capfd.readouterr())
-    assert LocalBackend is not None
+    hook = next(h for h in runner.hooks if isinstance(h, DurableCheckpointHook))
+    assert hook.save_now(runner, 'stopped_iter_4.pth', 4) == f'{tmp_path}/stopped_iter_4.pth'
+    assert (tmp_path / 'last_checkpoint').read_text() == f'{tmp_path}/stopped_iter_4.pth'
+
+
+def test_a_checkpoint_that_was_not_written_is_not_named(tmp_path, small_disk):
+    """Also if it would have been the first, or has the name of an older file."""
+    runner = toy_runner(tmp_path, max_epochs=1, model=nn.Linear(1, 1))
+    runner.model = Toy()
+    hook = next(h for h in runner.hooks if isinstance(h, DurableCheckpointHook))
+    hook.before_train(runner)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.model.register_buffer('filler', torch.zeros(1_000_000))
+    (tmp_path / 'x.pth').write_text('older')
+    small_disk(True)
+    assert hook.save_now(runner, 'x.pth', 1, is_temporary=True) is None
+    small_disk(False)
+    assert (hook.last_ckpt, hook._temporary) == (None, None) and not hook.is_saved(1)
+    assert names(tmp_path) == ['x.pth']
+    assert hook.save_now(runner, 'x.pth', 1) == f'{tmp_path}/x.pth'
 
 
 # --- weights that are not finite ----------------------------------------------------------------

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 
 from pvt_mm import PVT, PVTv2
-from pvt_mm.engine import ToolRunner, run
+from pvt_mm.engine import ToolRunner, install_safe_loader, run
 
 from ..conftest import ROOT, SHALLOW, randomise
 from ..scripts import PROCESSES
@@ -62,6 +62,7 @@ class Fault(Hook):
 
 
 def train(folder, size=1, hooks=(), epochs=1, images=12, batch=12, sampler=None, **kwargs):
+    install_safe_loader()
     torch.manual_seed(0)
     data = [torch.randn(3, 32, 32) for _ in range(images)]
     sampler = dict(type='DefaultSampler', shuffle=False) | (sampler or {})

@@ -232,6 +232,13 @@ def test_a_model_that_does_not_bear_a_batch_twice(tmp_path):
         toy_runner(tmp_path, max_epochs=4, model=Once('loss')).train()
 
 
+def test_the_log_has_the_report_if_no_file_can_be_written(tmp_path):
+    (tmp_path / 'nonfinite_iter_3.json').mkdir()
+    message = r'(?s)json could not be written \(.*Is a directory.*"iteration": 3.*are in .*3\.pth'
+    with pytest.raises(TrainingStopped, match=message):
+        toy_runner(tmp_path, max_epochs=4, model=Spoiled('loss')).train()
+
+
 def test_the_hook_leaves_the_optimizer_as_it_was(tmp_path):
     runner = toy_runner(tmp_path)
     runner.train()
