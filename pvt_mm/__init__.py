@@ -1,8 +1,8 @@
 """Pyramid Vision Transformer backbones for MMDetection 3.x and MMSegmentation 1.x.
 
 Importing this package registers in mmengine's root registries what a config can name: the backbones
-:class:`PVT` and :class:`PVTv2`, ``FastCocoMetric``, the hooks and functions of
-:mod:`pvt_mm.engine.hooks`. It lets mmengine find this package's configs, such as
+:class:`PVT` and :class:`PVTv2`, ``FastCocoMetric``, the hooks, loops and functions
+of :mod:`pvt_mm.engine`. It lets mmengine find this package's configs, such as
 ``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports neither mmdet nor mmseg nor mmcv.
 
 Stable are the names in ``__all__`` and in :mod:`pvt_mm.weights`, the names of configs, and the

@@ -57,6 +57,7 @@ SHALLOW = dict(
 MEASURED = (
     *('pvt', 'cpu', 'archs', 'fit', 'names', 'files'),
     *('cli', 'runner', 'hooks', 'logs', 'briefing'),
+    *('checkpoints', 'nonfinite', 'resume', 'signals'),
     *('paths', 'annotations', 'check', 'coco', 'labelmaps', 'loading', 'report'),
     *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor'),
 )

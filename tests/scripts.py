@@ -11,8 +11,8 @@ from pathlib import Path
 
 # The processes are forked from one that has imported these and done nothing else, so that no run
 # affects another.
-_PROCESSES = multiprocessing.get_context('forkserver')
-_PROCESSES.set_forkserver_preload(
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(
     ['pvt_mm.engine', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets']
 )
 
@@ -23,7 +23,7 @@ def run_script(
     """Like subprocess.run of a Python script, with standard error in the output."""
     arguments = [str(word) for word in command]
     with tempfile.NamedTemporaryFile('r') as output:
-        child = _PROCESSES.Process(
+        child = PROCESSES.Process(
             target=_run, args=(arguments, dict(env or os.environ), str(cwd or Path()), output.name)
         )
         child.start()

@@ -70,7 +70,8 @@ RUNNER_KEYS = (
 
 # Not part of a recipe: sources of files, records and messages, workers of a loader.
 LEFT_OUT = {'_scope_', 'backend_args', 'meta_keys', 'persistent_workers', 'classwise'}
-SAME_AS = {'FastCocoMetric': 'CocoMetric'}  # to the last digit, see test_evaluation.py
+# To the last digit, see test_evaluation.py; the same checkpoints, written in another way.
+SAME_AS = {'FastCocoMetric': 'CocoMetric', 'DurableCheckpointHook': 'CheckpointHook'}
 # Defaults of the hosts that belong to a recipe; their values are read from the classes.
 RESNET = (
     'in_channels stem_channels base_channels num_stages strides dilations out_indices style '

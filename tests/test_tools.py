@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from pvt_mm import PVT
+from pvt_mm.engine.checkpoints import tensors
 
 from .conftest import ROOT, classifier_file, import_tool
 from .scripts import run_script
@@ -335,18 +336,40 @@ def test_ctrl_c_leaves_what_can_be_resumed(shapes, tmp_path):
         child.kill()
     assert child.returncode == 130, printed[-3000:]
     assert 'Traceback' not in printed
-    latest = re.search(r'Go on from (\S+) with --resume', printed)[1]
-    for path in tmp_path.glob('epoch_*.pth'):
-        state = torch.load(path, weights_only=False)
-        assert state['optimizer']
-    epoch = int(re.search(r'epoch_(\d+)', latest)[1])
+    latest = Path(re.search(r'SIGINT .*: go on from (\S+) with --resume', printed)[1])
+    meta = torch.load(latest, weights_only=False)['meta']
     again = run(
         *command[1:3],
         *('--work-dir', tmp_path, '--resume', '--cfg-options', *options),
-        f'train_cfg.max_epochs={epoch + 1}',
+        f'train_cfg.max_epochs={meta["epoch"] + 1}',
         env=shapes,
     )
-    assert f'resumed epoch: {epoch}, ' in again
+    assert f'resumed epoch: {meta["epoch"]}, iter: {meta["iter"]}' in again
+    assert (tmp_path / f'epoch_{meta["epoch"] + 1}.pth').exists()
+
+
+def test_resuming_in_the_middle_of_an_epoch_changes_nothing(shapes, tmp_path):
+    """With MMDetection's batches by aspect ratio, its augmentation, and two workers."""
+    options = [*DETECTOR, 'train_cfg.max_epochs=2', 'randomness.seed=1']
+    options += ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=3']
+    options += ['default_hooks.checkpoint.max_keep_ckpts=-1', 'model.backbone.drop_path_rate=0.3']
+    command = [TOOLS / 'train.py', 'configs/demo/retinanet.py']
+    run(*command, '--work-dir', tmp_path / 'whole', '--cfg-options', *options, env=shapes)
+    first = tmp_path / 'whole/iter_3.pth'
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        more = [f'train_dataloader.num_workers={workers}']
+        more += [f'train_dataloader.persistent_workers={workers > 0}']
+        arguments = ['--work-dir', folder, '--resume', first, '--cfg-options', *options, *more]
+        run(*command, *arguments, env=shapes)
+        one, two = (
+            torch.load(path / 'iter_4.pth', weights_only=False)
+            for path in (tmp_path / 'whole', folder)
+        )
+        for part in ('state_dict', 'optimizer', 'param_schedulers'):
+            expected, found = dict(tensors(one[part])), dict(tensors(two[part]))
+            assert expected.keys() == found.keys()
+            assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
 
 
 # --- mistakes -----------------------------------------------------------------------------------
@@ -452,6 +475,55 @@ def test_slurm(tool, arguments, recorder):
     assert words[-10:] == [*end, '--launcher', 'slurm']
 
 
+@pytest.fixture
+def slurm(tmp_path):
+    """An environment whose srun notes its arguments and ends with the next of some codes."""
+
+    def make(codes, **variables):
+        (tmp_path / 'codes').write_text('\n'.join(map(str, codes)))
+        for name in ('srun', 'scontrol'):
+            (tmp_path / name).write_text(f"""#!{sys.executable}
+import json, pathlib, sys
+folder = pathlib.Path({str(tmp_path)!r})
+print(json.dumps(['{name}', *sys.argv[1:]]))
+if '{name}' == 'srun':
+    code, *rest = (folder / 'codes').read_text().split()
+    (folder / 'codes').write_text(' '.join(rest))
+    sys.exit(int(code))
+""")
+            (tmp_path / name).chmod(0o755)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_')}
+        return environment | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}') | variables
+
+    return make
+
+
+def run_slurm(env: dict, code: int = 0) -> list[list[str]]:
+    """The commands that slurm_train.sh has run."""
+    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'a.py', '--amp', env=env, code=code)
+    return [json.loads(line) for line in printed.splitlines() if line.startswith('[')]
+
+
+def test_slurm_goes_on_when_the_time_is_over(slurm):
+    first, second, third = run_slurm(slurm([138, 138, 0], SECONDS_TO_SAVE='60'))
+    assert first[first.index('--signal') + 1] == 'USR1@60'
+    assert first[-4:] == ['a.py', '--amp', '--launcher', 'slurm']
+    assert second == third == [*first[:-2], '--resume', '--launcher', 'slurm']
+
+
+def test_slurm_requeues_a_batch_job(slurm):
+    commands = run_slurm(slurm([138], SLURM_JOB_ID='42'))
+    assert commands[-1] == ['scontrol', 'requeue', '42'] and len(commands) == 2
+    assert '--resume' not in commands[0]
+    again = run_slurm(slurm([0], SLURM_JOB_ID='42', SLURM_RESTART_COUNT='1'))
+    assert len(again) == 1 and again[0][-3:] == ['--resume', '--launcher', 'slurm']
+
+
+@pytest.mark.parametrize('code', [1, 143, 130])
+def test_slurm_ends_with_the_code_of_a_training_that_failed(code, slurm):
+    assert len(run_slurm(slurm([code]), code)) == 1
+
+
 @pytest.mark.parametrize(
     ('variables', 'expected'),
     [
@@ -464,6 +536,7 @@ def test_slurm(tool, arguments, recorder):
             dict(PORT='1234'),
             '--nnodes 1 --node-rank 0 --master-addr 127.0.0.1 --master-port 1234',
         ),
+        (dict(MAX_RESTARTS='3'), '--standalone'),
     ],
     ids=str,
 )
@@ -473,5 +546,6 @@ def test_several_machines(recorder, variables, expected):
     files = [str(TOOLS / 'test.py'), 'a b.py', 'c.pth']
     assert json.loads(printed) == [
         *('-m', 'torch.distributed.run', *expected.split(), '--nproc-per-node', '8'),
+        *('--max-restarts', variables.get('MAX_RESTARTS', '0')),
         *(*files, '--launcher', 'pytorch', '--out', 'd.pkl'),
     ]

@@ -10,7 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner
 
 from pvt_mm import PVT, PVTv2
-from pvt_mm.engine import ToolRunner
+from pvt_mm.engine import ToolRunner, UsageError, install_safe_loader
+from pvt_mm.engine.resume import find_newest
 
 from .conftest import SHALLOW, not_on_torch_2_1, randomise
 
@@ -59,7 +60,7 @@ def train(cls, work_dir, processes=1, accumulate=1, epochs=1, runner=ToolRunner,
             optimizer=dict(type='SGD', lr=1e-2, momentum=0.9),
             accumulative_counts=accumulate,
         ),
-        default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', interval=1)),
+        default_hooks=dict(logger=None, checkpoint=dict(type='DurableCheckpointHook', interval=1)),
         experiment_name=work_dir.name,  # mmengine keeps a logger for each
         **kwargs,
     )
@@ -123,3 +124,11 @@ def test_two_processes_train_the_same_weights_as_one(cls, kwargs, tmp_path, free
     mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
     for rank in range(2):
         check_weights(one, torch.load(tmp_path / f'{rank}.pth'), cls)
+    install_safe_loader()
+    path, _ = find_newest(tmp_path)
+    assert path == tmp_path / 'epoch_1.pth'
+    if path.is_dir():  # one file per process, complete or not to be used
+        assert sorted(file.name for file in path.iterdir()) == ['rank0.pth', 'rank1.pth']
+        (path / 'rank1.pth').unlink()
+        with pytest.raises(UsageError, match='has 1 files, expected one of each of 2'):
+            find_newest(tmp_path)

@@ -30,4 +30,5 @@ else
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning
 exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
+    --max-restarts "${MAX_RESTARTS:-0}" \
     "$(cd "$(dirname "$0")" && pwd)/$tool.py" "${files[@]}" --launcher pytorch "${@:n+2}"

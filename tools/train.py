@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from mmengine.registry import RUNNERS
-from mmengine.runner import find_latest_checkpoint
 
 from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
+from pvt_mm.engine.resume import find_candidates, find_newest
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,7 +64,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    if cfg.get('load_from') or (cfg.get('resume') and find_latest_checkpoint(cfg.work_dir)):
+    if cfg.get('load_from') or (cfg.get('resume') and find_candidates(cfg.work_dir)):
         # No download of what will be overwritten; a file that does not fill a backbone raises.
         for backbone in find_backbones(cfg.model):
             backbone.init_cfg = None
@@ -82,8 +82,13 @@ def main() -> None:
             'Mixed precision needs a GPU and there is none: leave --amp out or, if the config '
             'asks for it, pass --cfg-options optim_wrapper.type=OptimWrapper.'
         )
-    # mmengine's FlexibleRunner shards a model, see docs/train.md.
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
+    if 'runner_type' not in cfg:
+        runner = ToolRunner.from_cfg(cfg)
+    else:  # mmengine's FlexibleRunner shards a model, see docs/train.md
+        if cfg.get('resume') and not cfg.get('load_from'):
+            path, _ = find_newest(cfg.work_dir)
+            cfg.resume, cfg.load_from = path is not None, path and str(path)
+        runner = RUNNERS.build(cfg)
     runner.train()
 
 

@@ -5,7 +5,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4000),
+    checkpoint=dict(type='DurableCheckpointHook', by_epoch=False, interval=4000),
+    nan_guard=dict(type='NaNGuardHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(_scope_='mmseg', type='SegVisualizationHook'),
 )

@@ -8,6 +8,9 @@ _base_ = [
     '../_base_/coco_3x_ms.py',
 ]
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
+default_hooks = dict(
+    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+)
 
 model = dict(
     backbone=dict(

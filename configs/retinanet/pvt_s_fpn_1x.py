@@ -7,6 +7,9 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
+default_hooks = dict(
+    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+)
 
 model = dict(
     backbone=dict(

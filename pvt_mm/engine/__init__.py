@@ -1,8 +1,8 @@
 """Additions of the tools to mmengine: arguments, a Runner, hooks, checks of data, curves."""
 
 from ..data.paths import check_data
+from .checkpoints import DurableCheckpointHook
 from .cli import (
-    UsageError,
     add_arguments,
     add_config_options,
     build_model,
@@ -13,12 +13,20 @@ from .cli import (
     report_problems,
     run,
 )
+from .errors import TrainingStopped, UsageError
 from .hooks import CompleteCheckpointHook
+from .loops import ResumableEpochLoop, ResumableIterLoop
+from .nonfinite import NaNGuardHook
 from .runner import ToolRunner
 
 __all__ = [
     'CompleteCheckpointHook',
+    'DurableCheckpointHook',
+    'NaNGuardHook',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
     'ToolRunner',
+    'TrainingStopped',
     'UsageError',
     'add_arguments',
     'add_config_options',

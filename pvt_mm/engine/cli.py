@@ -7,6 +7,7 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -30,6 +31,7 @@ from ..data.report import Problem, ordered, print_table
 from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
+from .errors import TrainingStopped, UsageError
 from .hooks import check_complete
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
@@ -45,24 +47,26 @@ _WARNED = (
 _PRINTED = ('Could not import OneDL',)
 
 
-class UsageError(Exception):
-    """A mistake in a command, a config or an installation; the message says how to mend it."""
-
-
 def run(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a :class:`UsageError` exits with its message alone.
+    """Run the main function of a tool; an error for users exits with its message alone.
 
     Raises:
-        SystemExit: with code 1 after a UsageError, with 130 after Ctrl-C.
+        SystemExit: with code 1 after a UsageError or TrainingStopped, with 128 + N after signal N,
+            such as 130 after Ctrl-C.
     """
+    code = 0
     try:
         main()
-    except (UsageError, DataError) as error:
+    except (UsageError, TrainingStopped, DataError) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt:  # at once, without waiting for other processes
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as stopped:
+        code = stopped.code
     if dist.is_initialized():
         _leave_group()
+    if code:
+        sys.exit(code)
 
 
 def _leave_group() -> None:

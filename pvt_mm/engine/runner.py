@@ -1,25 +1,32 @@
 """mmengine's Runner for a console: readable, interruptible, several processes on a CPU."""
 
-import contextlib
 import logging
 import os
+import pickle
+import re
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from types import FrameType
 
 import torch
-from mmengine.hooks import Hook
+import torch.distributed as dist
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
+from ..weights import find_checkpoint
 from .briefing import BriefingHook
-from .hooks import DataWaitHook, PeakMemoryHook, UnreadableImagesHook
+from .errors import TrainingStopped, UsageError
+from .group import control_group, gather, timeout_of
+from .hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook, UnreadableImagesHook
+from .nonfinite import NaNGuardHook
+from .resume import STATE, check_readable, describe_changes, find_newest
+from .signals import SignalWatch, StopOnSignalHook, Stopped
 
 # Prefixes of start-up messages that only go to the log file.
 _LOGGED = (
@@ -33,7 +40,12 @@ _LOGGED = (
     'Exp name:',
 )
 _DDP = 'MMDistributedDataParallel'
-_holding = False  # inside hold_signals
+_RESUMABLE = {
+    'EpochBasedTrainLoop': 'ResumableEpochLoop',
+    'IterBasedTrainLoop': 'ResumableIterLoop',
+}
+# In errors of gloo and NCCL about a process that has ended, or does not answer.
+_LOST = r'Connection (closed|reset)|Broken pipe|[Tt]imed out|[Tt]imeout|remote process|NCCL'
 
 
 class ConsoleFilter(logging.Filter):
@@ -60,6 +72,7 @@ class ToolRunner(Runner):
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
+        self.add_hook(NaNGuardHook())
 
     def add_hook(self, hook: Hook) -> None:
         """Register a hook unless the config has one of its class, with arguments of its own."""
@@ -67,28 +80,25 @@ class ToolRunner(Runner):
             self.register_hook(hook)
 
     @staticmethod
-    def build_dataloader(*args, **kwargs) -> DataLoader:
-        loader = Runner.build_dataloader(*args, **kwargs)
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        share = None
+        if isinstance(dataloader, dict):
+            dataloader = dataloader.copy()
+            share = dataloader.pop('max_unreadable', None)
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         watch(loader.dataset)
-        return loader
-
-    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        if isinstance(self._train_dataloader, dict):
-            # Built here as the loop would build it, since iterators start with the loop.
-            config = dict(self._train_dataloader)
-            share = config.pop('max_unreadable', MAX_UNREADABLE)
-            by_rank = self._randomness_cfg.get('diff_rank_seed', False)
-            loader = self.build_dataloader(config, seed=self.seed, diff_rank_seed=by_rank)
+        if share is not None:
             replace_unreadable(loader.dataset, share)
-            self._train_dataloader = loader
-        return super().build_train_loop(loop)
+        return loader
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would choose a GPU before it looks at the backend.
         on_cpu = self.launcher == 'pytorch' and not torch.cuda.is_available()
-        if on_cpu and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group('gloo')
+        if on_cpu and not dist.is_initialized():
+            dist.init_process_group('gloo', **timeout_of(env_cfg.get('dist_cfg', {})))
         super().setup_env(env_cfg)
+        if self.distributed:
+            control_group(**timeout_of(env_cfg.get('dist_cfg', {})))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         on_gpu = torch.cuda.is_available()
@@ -105,55 +115,95 @@ class ToolRunner(Runner):
             model_wrapper_cfg = defaults | given
         return super().wrap_model(model_wrapper_cfg, model)
 
-    def train(self) -> nn.Module:
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(self._train_dataloader, dict):
+            self._train_dataloader = self._train_dataloader.copy()
+            self._train_dataloader.setdefault('max_unreadable', MAX_UNREADABLE)
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            if 'by_epoch' in loop and 'type' not in loop:
+                by_epoch = loop.pop('by_epoch')
+                loop['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
+            loop['type'] = _RESUMABLE.get(_name(loop['type']), loop['type'])
+        return super().build_train_loop(loop)
+
+    def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
+        if isinstance(hook, dict) and _name(hook['type']) == 'CheckpointHook':
+            hook = dict(hook, type='DurableCheckpointHook')
+        super().register_hook(hook, priority)
+
+    def load_or_resume(self) -> None:
+        if self._resume and not self._has_loaded:
+            self.add_hook(CompleteCheckpointHook())
+            # The first process decides: another machine may see other files.
+            path, error = gather(self._find_resumable() if is_main_process() else None)[0]
+            if error:
+                raise UsageError(error)
+            self._load_from, self._resume = path, path is not None
+        super().load_or_resume()
+
+    def _find_resumable(self) -> tuple[str | None, str]:
+        """The checkpoint to resume from, and why there is none although there should be one."""
         try:
-            return super().train()
-        except KeyboardInterrupt:
-            latest = self.message_hub.get_info('last_ckpt')  # of this run, not of an older one
-            # CheckpointHook writes this name to a file after the checkpoint is complete.
-            is_complete = latest and find_latest_checkpoint(self.work_dir) == latest
-            self.logger.warning(
-                f'Interrupted in iteration {self.iter + 1}. '
-                + (f'Go on from {latest} with --resume.' if is_complete else '')
-            )
-            raise
+            if self._load_from is not None:
+                if '://' not in self._load_from:
+                    check_readable(find_checkpoint(os.path.expanduser(self._load_from)))
+                return self._load_from, ''
+            hooks = [hook for hook in self.hooks if isinstance(hook, CheckpointHook)]
+            path, skipped = find_newest(self.work_dir, hooks[0].filename_tmpl if hooks else None)
+        except UsageError as error:
+            return None, str(error)
+        except (OSError, ValueError, pickle.UnpicklingError) as error:
+            return None, f'--resume: {error}'
+        for reason in skipped.values():
+            self.logger.warning(f'--resume skips a checkpoint: {reason}')
+        if path is None:
+            self.logger.warning(f'--resume: {self.work_dir} has no checkpoint; training begins.')
+            return None, ''
+        return str(path), ''
 
-    def call_hook(self, fn_name: str, **kwargs) -> None:
-        # CheckpointHook removes the previous checkpoint first, and writes last which is the latest.
-        with hold_signals():
-            super().call_hook(fn_name, **kwargs)
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        built = _initial_rate(self.optim_wrapper)
+        super().resume(filename, *args, **kwargs)
+        state = self.message_hub.runtime_info.get(STATE, {})
+        if told := describe_changes(self, state, _initial_rate(self.optim_wrapper), built):
+            self.logger.warning(told)
+
+    def train(self) -> nn.Module:
+        """Launch training.
+
+        Raises:
+            SystemExit: with 128 + N after signal N, see :class:`StopOnSignalHook`.
+            KeyboardInterrupt: at a second Ctrl-C.
+            TrainingStopped: it cannot go on.
+        """
+        with SignalWatch() as watch:
+            hook = StopOnSignalHook(watch)
+            self.register_hook(hook)
+            try:
+                return super().train()
+            except Stopped as stopped:
+                number = stopped.number
+            except RuntimeError as error:
+                if dist.is_initialized() and re.search(_LOST, str(error)):
+                    raise TrainingStopped(
+                        f'Process {dist.get_rank()} lost another one in iteration {self.iter + 1} '
+                        f'({str(error).splitlines()[0]}). All end; go on with --resume.'
+                    ) from error
+                raise
+            finally:
+                self._hooks.remove(hook)
+        handler = watch.handlers.get(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            signal.raise_signal(number)  # the handler of a user
+        raise SystemExit(128 + number)
 
 
-@contextlib.contextmanager
-def hold_signals() -> Iterator[None]:
-    """Delay Ctrl-C (SIGINT) and SIGTERM until the outermost block ends, then act on them.
+def _name(kind: str | type) -> str:
+    """The name of a class in a config, without its scope or module."""
+    return getattr(kind, '__name__', kind).rpartition('.')[2]
 
-    A second Ctrl-C is not delayed, since a block may never end. A repeated SIGTERM is: Slurm sends
-    it to a job and to each of its steps. Signals that are ignored, as by nohup, stay ignored. Only
-    the main thread receives signals; in another thread this does nothing.
-    """
-    global _holding
-    if _holding or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received = set()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.add(number)
-
-    # None stands for a handler that was not set in Python and cannot be restored.
-    held = [n for n, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
-    try:
-        _holding = True
-        for number in held:
-            signal.signal(number, hold)
-        yield
-    finally:
-        for number in held:
-            signal.signal(number, previous[number])
-        _holding = False
-    for number in sorted(received, reverse=True):  # SIGTERM first
-        signal.raise_signal(number)
+def _initial_rate(wrapper: OptimWrapper) -> float:
+    group = wrapper.optimizer.param_groups[0]
+    return group.get('initial_lr', group['lr'])

@@ -58,6 +58,7 @@ _GIT_LFS = b'version https://git-lfs.github.com/spec'
 _ZIP = b'PK\x03\x04'
 _LEGACY = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number of torch.save before torch 1.6
 _MAX_HEADER = 100_000_000  # bytes, of a .safetensors file
+_NO_END = 'its end is missing'
 _GRIDS = 'pos_grids'  # in the metadata of state dicts and of .safetensors files
 
 # Raised by unpicklers for incomplete or changed bytes.
@@ -224,13 +225,16 @@ def _check(url: str, part: Path) -> None:
 # --- read ---------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> Mapping:
+def read_checkpoint(
+    path: str | Path, map_location: Any = 'cpu', trust: bool = False, mmap: bool = False
+) -> Mapping:
     """The content of a checkpoint, ``.safetensors`` or written by ``torch.save``.
 
     Args:
         path: A file.
         map_location: As in ``torch.load``, for both kinds of files.
         trust: Unpickle anything, which runs code that the file may contain.
+        mmap: Map the tensors into memory instead of reading them, as in ``torch.load``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -251,10 +255,11 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         return _read_safetensors(path, map_location)
     try:
         with path.open('rb') as file:  # by its path, torch would judge a file by its ending
+            source = str(path) if mmap else file
             if trust:
-                content = torch.load(file, map_location=map_location, weights_only=False)
+                content = torch.load(source, map_location, weights_only=False, mmap=mmap)
             else:
-                content = _load_safely(file, map_location)
+                content = _load_safely(source, map_location, mmap=mmap)
     except Exception as error:
         _raise_for_content(path, head, error)
         raise
@@ -278,6 +283,26 @@ def describe_foreign(head: bytes, expected: str) -> tuple[str, str] | None:
     return None
 
 
+def check_sums(path: Path) -> None:
+    """Compare the content of a file of torch.save with its checksums, which torch.load does not.
+
+    Raises:
+        ValueError: the file is damaged. One in the format before torch 1.6 has no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open('rb') as file:
+            if _LEGACY not in file.read(512):
+                raise ValueError(_damaged(path, EOFError(_NO_END)))
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if name is not None:
+        raise ValueError(_damaged(path, EOFError(f'the checksum of {name} differs')))
+
+
 def _raise_for_content(path: Path, head: bytes, error: Exception) -> None:
     """Raise if a file could not be loaded because of its content, return if it is sound."""
     if not _is_from_torch(path, head):
@@ -291,6 +316,8 @@ def _raise_for_content(path: Path, head: bytes, error: Exception) -> None:
             f'file of tensors only, or, if you trust its source, pass --trust-checkpoint (in '
             f'init_cfg: trust_checkpoint=True).'
         ) from error
+    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
+        raise ValueError(_damaged(path, EOFError(_NO_END))) from error
     # Without storage for the tensors neither memory nor devices play a part.
     try:
         with path.open('rb') as file:
@@ -360,14 +387,14 @@ def _move(tensor: Tensor, map_location: Any) -> Tensor:
     return tensor.to(device)
 
 
-def _load_safely(file: BinaryIO, map_location: Any) -> Any:
+def _load_safely(file: BinaryIO | str, map_location: Any, **options: bool) -> Any:
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location, weights_only=True, **options)
     module = SimpleNamespace(
         __name__='pickle', Unpickler=_Unpickler, load=lambda file, **k: _Unpickler(file, **k).load()
     )
-    return torch.load(file, map_location=map_location, pickle_module=module)
+    return torch.load(file, map_location, pickle_module=module, **options)
 
 
 class _Unpickler(pickle.Unpickler):

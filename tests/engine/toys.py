@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import nn
 
 from pvt_mm.engine import ToolRunner
@@ -22,10 +23,16 @@ class Toy(BaseModel):
 
 
 def toy_runner(
-    work_dir: Path, hooks=(), max_epochs=2, max_keep_ckpts=-1, model=None, **kwargs
-) -> ToolRunner:
+    work_dir: Path,
+    hooks=(),
+    max_epochs=2,
+    max_keep_ckpts=-1,
+    model=None,
+    runner: type = ToolRunner,
+    **kwargs,
+) -> Runner:
     data = torch.linspace(-1, 1, 8)[:, None]
-    return ToolRunner(
+    return runner(
         model=model or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
@@ -38,7 +45,11 @@ def toy_runner(
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=max_keep_ckpts),
+            checkpoint=dict(
+                type='CheckpointHook' if runner is ToolRunner else 'DurableCheckpointHook',
+                interval=1,
+                max_keep_ckpts=max_keep_ckpts,
+            ),
         ),
         custom_hooks=list(hooks),
         experiment_name=f'{work_dir.name}-{max_epochs}',

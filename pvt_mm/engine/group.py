@@ -1,0 +1,56 @@
+"""What the processes of a training run tell each other, on the CPU, without waiting for a GPU."""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_groups: dict[int, Any] = {}  # the group for this module by the id of the default group
+
+
+def control_group(**options: Any) -> Any:
+    """A gloo group of all processes; the first call creates it, in all of them.
+
+    Args:
+        options: Of torch.distributed.new_group.
+    """
+    world = dist.group.WORLD
+    if dist.get_backend() == 'gloo':
+        return world
+    if id(world) not in _groups:
+        _groups.clear()  # of a group that was destroyed
+        _groups[id(world)] = dist.new_group(backend='gloo', **options)
+    return _groups[id(world)]
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def highest(value: int) -> int:
+    """The highest value that a process has; all processes must call this."""
+    if not is_distributed():
+        return value
+    tensor = torch.tensor(int(value))
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, control_group())
+    return int(tensor)
+
+
+def lowest(value: int) -> int:
+    return -highest(-value)
+
+
+def gather(value: Any) -> list:
+    """The values of all processes by rank; all processes must call this."""
+    if not is_distributed():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, control_group())
+    return values
+
+
+def timeout_of(config: dict) -> dict:
+    """The keyword argument of init_process_group for a ``timeout`` in seconds, if there is one."""
+    seconds = config.get('timeout')
+    return {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
