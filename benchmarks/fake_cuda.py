@@ -138,8 +138,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--archs', nargs='+', default=[], help='check only these')
-    parser.add_argument('command', nargs=argparse.REMAINDER, help='arguments of python')
-    args = parser.parse_args()
+    args, command = parser.parse_known_args()  # the rest are arguments of python
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
         environment = os.environ | {
@@ -149,7 +148,7 @@ def main() -> None:
             'PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK': '1',
             'FAKE_CUDNN': os.environ.get('FAKE_CUDNN', '91000'),
         }
-        command = args.command or ['-m', 'benchmarks.fake_cuda', '--check', *args.archs]
+        command = command or ['-m', 'benchmarks.fake_cuda', '--check', *args.archs]
         sys.exit(subprocess.run([sys.executable, *command], env=environment).returncode)
 
 

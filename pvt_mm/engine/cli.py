@@ -40,6 +40,7 @@ _WARNED = (
     'pkg_resources is deprecated as an API',
     'faster_coco_eval is not installed',
     'Default ``avg_non_ignore`` is False',
+    '`broadcast_buffers` is deprecated',
     '`reduce_zero_label` will be deprecated',
     'The draw is False, it means that the hook for visualization',
     r'Warning: The (bbox|polygon) is out of bounds',

@@ -107,7 +107,8 @@ class ToolRunner(Runner):
         given = dict(model_wrapper_cfg or {})
         if self.distributed and given.get('type', _DDP) == _DDP:
             defaults = dict(
-                device_ids=[int(os.environ['LOCAL_RANK'])] if on_gpu else None,
+                # Every launcher of mmengine chooses the GPU, but MPI's sets no LOCAL_RANK.
+                device_ids=[torch.cuda.current_device()] if on_gpu else None,
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False),
                 gradient_as_bucket_view=True,  # no second copy of all gradients

@@ -25,6 +25,18 @@ def test_console_shows_progress_and_the_file_everything(tmp_path, capfd):
         assert noise in logged
 
 
+def test_each_process_trains_on_the_gpu_of_its_launcher(tmp_path, monkeypatch):
+    """MPI's launcher chooses a GPU without setting LOCAL_RANK, which the tools set to 0 then."""
+    runner, seen = toy_runner(tmp_path), []
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
+    monkeypatch.setattr(runner, '_distributed', True)
+    monkeypatch.setattr(Runner, 'wrap_model', lambda self, cfg, model: seen.append(cfg))
+    runner.wrap_model(None, runner.model)
+    assert seen[0]['device_ids'] == [3]
+
+
 def test_console_filter_only_looks_at_the_beginning():
     def record(message: str) -> logging.LogRecord:
         return logging.LogRecord('mmengine', logging.INFO, '', 0, message, (), None)
