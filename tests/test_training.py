@@ -128,7 +128,7 @@ def test_two_processes_train_the_same_weights_as_one(cls, kwargs, tmp_path, free
     path, _ = find_newest(tmp_path)
     assert path == tmp_path / 'epoch_1.pth'
     if path.is_dir():  # one file per process, complete or not to be used
-        assert sorted(file.name for file in path.iterdir()) == ['rank0.pth', 'rank1.pth']
+        assert sorted(f.name for f in path.iterdir()) == ['processes', 'rank0.pth', 'rank1.pth']
         (path / 'rank1.pth').unlink()
-        with pytest.raises(UsageError, match='has 1 files, expected one of each of 2'):
+        with pytest.raises(UsageError, match='is incomplete: it has 1 files, expected 2'):
             find_newest(tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -17,7 +17,7 @@ from torch import Tensor
 from .durable import checkpoints_written_by, remove_parts, write_durably, write_text_durably
 from .errors import TrainingStopped
 from .group import highest
-from .resume import STATE, capture, restore, unwrapped
+from .resume import PROCESSES, RANK_FILE, STATE, capture, restore, unwrapped
 
 # What is forgotten if a checkpoint cannot be written.
 _RECORDS = (
@@ -205,6 +205,8 @@ class DurableCheckpointHook(CheckpointHook):
         failed = highest(max([0, *(1 + isinstance(f, TrainingStopped) for f in self._failures)]))
         if not failed and is_main_process():
             try:
+                for folder in {path.parent for path in self._written if path.name == RANK_FILE}:
+                    write_text_durably(str(get_world_size()), folder / PROCESSES)
                 if self.last_ckpt and Path(self.last_ckpt) in self._written:
                     write_text_durably(self.last_ckpt, Path(runner.work_dir, 'last_checkpoint'))
                 self.file_backend.remove_now(kept=self._written)
@@ -254,8 +256,10 @@ class DurableCheckpointHook(CheckpointHook):
 
 def tensors(value: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
     """The tensors in nested dicts and lists, with their dotted names."""
-    if isinstance(value, Tensor):
-        yield name, value
+    if hasattr(value, 'local_shards'):  # FSDP's; each process saves its own
+        yield from ((name, shard.tensor) for shard in value.local_shards())
+    elif isinstance(value, Tensor):
+        yield name, value.to_local() if hasattr(value, 'to_local') else value
     elif isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:

@@ -23,6 +23,8 @@ from .errors import UsageError
 from .group import gather, is_distributed
 
 STATE = 'training_state'  # the key in a checkpoint, and in the message hub of a resumed run
+RANK_FILE = 'rank0.pth'  # of the first process, in the folder that FSDP saves
+PROCESSES = 'processes'  # a file in such a folder, written when it is complete: their number
 # Of checkpoints that are written between those of the config.
 STOPPED, NONFINITE = 'stopped_iter_{}.pth', 'nonfinite_iter_{}.pth'
 
@@ -209,29 +211,33 @@ def check_readable(path: str | Path) -> None:
         ValueError: it is damaged, or not a checkpoint of a training run.
         pickle.UnpicklingError: it holds more than weights, and the tool was not told to trust it.
     """
-    files = _files(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        _check_folder(path)
+        return
+    check_sums(path)
+    content = mmengine_checkpoint._load_checkpoint(str(path), map_location='cpu', logger='silent')
+    if missing := [key for key in ('meta', 'message_hub', 'state_dict') if key not in content]:
+        raise ValueError(
+            f'{path} has no {missing[0]!r}, so training cannot be resumed from it; to start from '
+            f'its weights, pass --cfg-options load_from={path} in the place of --resume.'
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    """Check the files of FSDP's processes; tensors in parts are read only by such processes."""
+    files = list(folder.glob('rank*.pth'))
+    marker = folder / PROCESSES
+    expected = marker.read_text() if marker.exists() else 'one of each process'
+    if str(len(files)) != expected:
+        raise ValueError(f'{folder} is incomplete: it has {len(files)} files, expected {expected}.')
     for file in files:
         check_sums(file)
-        content = mmengine_checkpoint._load_checkpoint(
-            str(file), map_location='cpu', logger='silent'
-        )
-        if missing := [k for k in ('meta', 'message_hub', 'state_dict') if k not in content]:
-            raise ValueError(
-                f'{file} has no {missing[0]!r}, so training cannot be resumed from it; to start '
-                f'from its weights, pass --cfg-options load_from={file} in the place of --resume.'
-            )
-        processes = content.get(STATE, {}).get('processes')
-        if Path(path).is_dir() and processes not in (None, len(files)):
-            raise ValueError(f'{path} has {len(files)} files, expected one of each of {processes}.')
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob('rank*.pth')) or [path]  # FSDP writes a folder
 
 
 def _saved_at(path: Path) -> float:
     """Seconds since 1970, from the file; only its index is read, not its tensors."""
-    file = _files(path)[0]
+    file = path / RANK_FILE if path.is_dir() else path
     try:
         content = read_checkpoint(file, mmap=True)
         return content[STATE]['time']
