@@ -3,7 +3,9 @@
 import logging
 import re
 
+import torch
 import torch.distributed as dist
+from mmengine.runner import Runner
 from torch import nn
 
 from pvt_mm.engine.hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook
