@@ -26,12 +26,14 @@ SIZES = [(32, 32), (64, 96), (75, 131), (224, 224)]
 
 
 def build(folder: Path) -> Path:
-    """Compile the library: fake_cuda.c, and a counter for every other function that torch calls."""
+    """Compile fake_cuda.h, with a counter for every other function that torch or Triton calls."""
     torch = Path(find_spec('torch').origin).parent
     libraries = sorted(torch.glob('lib/*.so'))
     listed = subprocess.check_output(['nm', '-D', '--undefined-only', *libraries], text=True)
     named = re.findall(r' U ((?:cuda|cublas|cudnn|cu[A-Z]|__cuda(?:Launch|Get|Init))\w*)', listed)
-    source = Path(__file__).with_suffix('.c')
+    triton = Path(find_spec('triton').origin).parent / 'backends/nvidia'
+    named += re.findall(r'\b(cu[A-Z]\w+)\(', (triton / 'driver.c').read_text())
+    source = Path(__file__).with_suffix('.h')
     written = set(re.findall(r'^EXPORT .*?[ *](\w+)\(', source.read_text(), re.MULTILINE))
     stubs = [
         f'EXPORT int {name}(void) {{ HIT("{name}"); return 0; }}'
@@ -39,8 +41,7 @@ def build(folder: Path) -> Path:
     ]
     code, library = folder / 'all.c', folder / 'libcuda.so.1'
     code.write_text('\n'.join([source.read_text(), *stubs, '']))
-    include = Path(find_spec('triton').origin).parent / 'backends/nvidia/include'
-    flags = ['-shared', '-fPIC', '-O1', '-w', f'-I{include}']
+    flags = ['-shared', '-fPIC', '-O1', '-w', f'-I{triton}/include']
     subprocess.run(['gcc', *flags, '-o', library, code], check=True)
     return library
 

@@ -50,13 +50,6 @@ class NchwDepthwise(nn.Conv2d):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class ChannelsLastWeightDepthwise(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        # torch calls a (C, 1, 3, 3) weight contiguous in either format: only a view changes it.
-        weight = self.weight.reshape(-1, 3, 3, 1).permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
-
-
 class ShiftedDepthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -77,12 +70,6 @@ def depthwise(model: nn.Module) -> list[nn.Module]:
 def dwconv_nchw(model: nn.Module) -> None:
     """Transpose to NCHW and back: torch's own depth-wise kernel, or cuDNN's for NCHW."""
     retype(model, depthwise(model), NchwDepthwise)
-
-
-@variant
-def dwconv_weight_channels_last(model: nn.Module) -> None:
-    """As on a CPU, where it avoids a copy of the weight's layout."""
-    retype(model, depthwise(model), ChannelsLastWeightDepthwise)
 
 
 @variant

@@ -4,11 +4,14 @@ import os
 import sys
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from mmengine.utils import apply_to
+from torch import Tensor, nn
 
 from ..data.images import explain_unreadable
 from ..data.loading import leaves
@@ -108,6 +111,36 @@ class CompileBackboneHook(Hook):
     def before_run(self, runner: Runner) -> None:
         _unwrapped(runner.model).backbone.compile(**self.options)
         runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
+
+
+@HOOKS.register_module()
+class Float32OperatorsHook(Hook):
+    """Lets a detector train with bfloat16 autocast, see :func:`keep_operators_float32`."""
+
+    def before_train(self, runner: Runner) -> None:
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype == torch.bfloat16:
+            keep_operators_float32(runner.model)
+
+
+def keep_operators_float32(model: nn.Module) -> None:
+    """Cast the bfloat16 inputs of region extractors and focal losses to float32.
+
+    The operators of mmcv that they call have no bfloat16 on a GPU. A region extractor would also
+    round the corners of its regions to 8 bits, which are 4 pixels at 1000.
+    """
+
+    def cast(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return apply_to((args, kwargs), _is_bfloat16, Tensor.float)
+
+    for module in model.modules():
+        names = {cls.__name__ for cls in type(module).__mro__}  # without an import of mmdet
+        if not names.isdisjoint(('BaseRoIExtractor', 'FocalLoss')):
+            module.register_forward_pre_hook(cast, with_kwargs=True)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
 
 
 @FUNCTIONS.register_module()

@@ -23,7 +23,13 @@ from ..weights import find_checkpoint
 from .briefing import BriefingHook
 from .errors import TrainingStopped, UsageError
 from .group import control_group, gather, timeout_of
-from .hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook, UnreadableImagesHook
+from .hooks import (
+    CompleteCheckpointHook,
+    DataWaitHook,
+    Float32OperatorsHook,
+    PeakMemoryHook,
+    UnreadableImagesHook,
+)
 from .nonfinite import NaNGuardHook
 from .resume import STATE, check_readable, describe_changes, find_newest
 from .signals import SignalWatch, StopOnSignalHook, Stopped
@@ -73,6 +79,7 @@ class ToolRunner(Runner):
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
         self.add_hook(NaNGuardHook())
+        self.add_hook(Float32OperatorsHook())
 
     def add_hook(self, hook: Hook) -> None:
         """Register a hook unless the config has one of its class, with arguments of its own."""

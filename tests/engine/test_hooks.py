@@ -10,10 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import MODELS
 from torch import nn
 
 from pvt_mm import PVTv2
-from pvt_mm.engine.hooks import CompleteCheckpointHook, DataWaitHook, check_complete
+from pvt_mm.engine.hooks import (
+    CompleteCheckpointHook,
+    DataWaitHook,
+    Float32OperatorsHook,
+    check_complete,
+)
 
 from ..conftest import ROOT
 from .toys import Toy, toy_runner
@@ -143,3 +150,38 @@ def test_compiling_the_backbone_alone(tmp_path):
     assert len(compiled) == 1
     operators = [node.target for node in compiled[0].graph.nodes if node.op == 'call_function']
     assert operators == [operator.add]
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_mmcvs_operators_get_float32_in_place_of_bfloat16(dtype):
+    """RoIAlign and the focal loss; regions keep their corners. float16 is left to MMDetection."""
+    extractor = MODELS.build(
+        dict(
+            type='mmdet.SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+            out_channels=4,
+            featmap_strides=[4, 8],
+        )
+    )
+    loss = MODELS.build(dict(type='mmdet.FocalLoss'))
+    model = nn.ModuleList([extractor, loss, nn.ReLU()])
+    wrapper = AmpOptimWrapper.__new__(AmpOptimWrapper)  # its constructor needs a GPU
+    wrapper.cast_dtype = dtype
+    Float32OperatorsHook().before_train(SimpleNamespace(model=model, optim_wrapper=wrapper))
+    seen = []
+    for layer in extractor.roi_layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.extend(args))
+    maps = [torch.randn(1, 4, side, side) for side in (200, 100)]
+    rois = torch.tensor([[0, 300.0, 301.0, 331.0, 337.0], [0, 101.0, 103.0, 707.0, 741.0]])
+    logits, labels = torch.randn(8, 3), torch.randint(0, 4, (8,))
+    if dtype == torch.float16:
+        assert not extractor._forward_pre_hooks and not loss._forward_pre_hooks
+        return
+    halves = tuple(x.to(dtype) for x in maps)
+    assert torch.equal(extractor(halves, rois), extractor(tuple(x.float() for x in halves), rois))
+    assert {x.dtype for x in seen} == {torch.float32}
+    assert torch.equal(torch.cat([x for x in seen if x.dim() == 2])[:2], rois)
+    found = loss(pred=logits.to(dtype), target=labels)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, loss(logits.to(dtype).float(), labels))
+    assert model[2](logits.to(dtype)).dtype == dtype

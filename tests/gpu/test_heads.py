@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from pvt_mm.engine.hooks import keep_operators_float32
+
 from ..conftest import randomise
 from ..test_models import ROOT, build, segmentation_batch
 from .amp import WRAPPER
@@ -27,36 +29,22 @@ STEPS = 8 if ON_GPU else 3
 
 # mmcv's RoIAlign and NMS on a CPU compute in float32 alone.
 float32_on_a_cpu = gpu_only("mmcv's operators are float32 there")
-# A failure of these alone on a GPU, and strict: it is noticed when mmcv gains them.
-no_bfloat16 = pytest.mark.xfail(
-    ON_GPU,
-    raises=RuntimeError,
-    strict=True,
-    reason="mmcv's CUDA kernels of focal loss and RoIAlign have no bfloat16",
-)
 
 
-def mixed(on_a_cpu: tuple[str, ...], without_bfloat16: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Each family in float16 and in bfloat16, with what mmcv's operators cannot do."""
+def mixed(on_a_cpu: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Each family in float16 and in bfloat16, with what mmcv's operators cannot do on a CPU."""
     return pytest.mark.parametrize(
         ('family', 'dtype'),
         [
-            pytest.param(
-                family,
-                dtype,
-                marks=[
-                    *([] if family in on_a_cpu else [float32_on_a_cpu]),
-                    *([no_bfloat16] if dtype == 'bfloat16' and family in without_bfloat16 else []),
-                ],
-            )
+            pytest.param(family, dtype, marks=[] if family in on_a_cpu else [float32_on_a_cpu])
             for family in CONFIGS
             for dtype in ('float16', 'bfloat16')
         ],
     )
 
 
-mixed_training = mixed(('retinanet', 'semfpn'), ('retinanet', 'maskrcnn'))
-mixed_prediction = mixed(('semfpn',), ('maskrcnn',))
+mixed_training = mixed(('retinanet', 'semfpn'))
+mixed_prediction = mixed(('semfpn',))
 
 
 @functools.cache
@@ -77,7 +65,9 @@ def _built(family: str) -> nn.Module:
 
 def built(family: str) -> nn.Module:
     """A small model of a published config; no dropout, since each device draws other numbers."""
-    return copy.deepcopy(_built(family)).to(DEVICE)
+    model = copy.deepcopy(_built(family)).to(DEVICE)
+    keep_operators_float32(model)
+    return model
 
 
 def batch(family: str, objects: bool = True, labels: bool = True) -> dict:
