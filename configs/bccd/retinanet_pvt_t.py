@@ -41,7 +41,7 @@ optim_wrapper = dict(optimizer=dict(lr=4e-4), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3000, val_interval=250)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=2900, end=3000),
+    dict(type='CosineAnnealingLR', by_epoch=False, T_max=3000, end=3000),
 ]
 default_hooks = dict(
     logger=dict(interval=10),

@@ -41,6 +41,6 @@ optim_wrapper = dict(optimizer=dict(lr=4e-4), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(max_iters=2000, val_interval=500)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1900, end=2000),
+    dict(type='CosineAnnealingLR', by_epoch=False, T_max=2000, end=2000),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=250, max_keep_ckpts=1))

@@ -43,7 +43,7 @@ optim_wrapper = dict(optimizer=dict(lr=4e-4), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=1500, val_interval=250)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1400, end=1500),
+    dict(type='CosineAnnealingLR', by_epoch=False, T_max=1500, end=1500),
 ]
 default_hooks = dict(
     logger=dict(interval=10),

@@ -21,4 +21,4 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_iters=1500)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(T_max=1400, end=1500)
+param_scheduler[1].update(T_max=1500, end=1500)

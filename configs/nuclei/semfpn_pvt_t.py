@@ -31,4 +31,4 @@ test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=1000, val_interval=250)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(T_max=900, end=1000)
+param_scheduler[1].update(T_max=1000, end=1000)
