@@ -29,11 +29,10 @@ from mmengine.config import Config, DictAction
 from rich import box
 from rich.table import Table
 
+from benchmarks.gpu.report import as_markdown
+from benchmarks.gpu.section import read_json, write_json
+from benchmarks.one_run import AMP, Record, budget
 from pvt_mm.engine import UsageError, run
-
-from .gpu.report import as_markdown
-from .gpu.section import read_json, write_json
-from .one_run import AMP, Record, budget
 
 ROOT = Path(__file__).parents[1]
 # Metrics of the hosts that are listed; the first that a run has is drawn. Name -> title, unit.

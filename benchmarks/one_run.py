@@ -17,6 +17,7 @@ validation:
 
 import argparse
 import contextlib
+import numbers
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from benchmarks.gpu.section import read_json, write_json
 from pvt_mm import flops
 from pvt_mm.engine import ToolRunner, add_arguments, load_config, run
-
-from .gpu.section import read_json, write_json
 
 AMP = ('bfloat16', 'float16')
 Record = dict[str, Any]
@@ -126,7 +126,7 @@ def values(metrics: dict[str, Any] | None) -> dict[str, float]:
     return {
         key.split('/')[-1]: round(float(value), 5)
         for key, value in (metrics or {}).items()
-        if isinstance(value, (int, float))
+        if isinstance(value, numbers.Real)
     }
 
 
