@@ -3,9 +3,7 @@
 _base_ = '../retinanet/pvt_t_fpn_1x.py'
 
 data_root = '{{$BCCD_ROOT:data/bccd}}'
-metainfo = dict(
-    classes=('RBC', 'WBC', 'Platelets'), palette=[(230, 60, 60), (60, 90, 240), (60, 180, 75)]
-)
+metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
 scale = (320, 240)
 model = dict(
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
