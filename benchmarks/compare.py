@@ -15,6 +15,7 @@ threads together), *MiB* the peak of its memory, and *GFLOPs* a multiply-add as 
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -30,7 +31,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.gpu.report import as_markdown
-from benchmarks.gpu.section import read_json, write_json
+from benchmarks.gpu.section import read_json
 from benchmarks.one_run import AMP, Record, budget
 from pvt_mm.engine import UsageError, run
 
@@ -164,7 +165,10 @@ def collect(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         if record := read_json(args.work_dir / task.name / 'record.json'):
             records[task] = record
     args.records.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.records, [records[key] for key in sorted(records)])
+    part = args.records.with_name(f'.{args.records.name}')
+    lines = ',\n'.join(json.dumps(records[key]) for key in sorted(records))
+    part.write_text(f'[{lines}]\n', 'utf-8')  # a line for each run
+    part.replace(args.records)
 
 
 def by_config(records: Sequence[Record]) -> dict[str, list[Record]]:
