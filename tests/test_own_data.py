@@ -4,10 +4,14 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+from mmengine.config import Config
 
 from .conftest import ROOT
 from .scripts import run_script
@@ -77,3 +81,36 @@ def test_another_backbone(checkout, shapes):
     assert 'PVTv2' in OTHER and 'cells_b0.py' in TEXT
     run(command, checkout, shapes, 'val_dataloader.dataset.indices=1')
     assert (checkout / 'work_dirs/b0/iter_2.pth').exists()
+
+
+def test_bccd_becomes_a_coco_dataset(tmp_path):
+    """Two objects of a file of BCCD have the boxes that VOC's convention gives them."""
+    from mmdet.datasets import CocoDataset
+
+    source = tmp_path / 'BCCD_Dataset'
+    for folder in ('Annotations', 'ImageSets/Main', 'JPEGImages'):
+        (source / 'BCCD' / folder).mkdir(parents=True)
+    thing = (
+        '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>'
+        '<ymax>{}</ymax></bndbox></object>'
+    )
+    objects = thing.format('WBC', 68, 315, 286, 480) + thing.format('RBC', 1, 38, 98, 164)
+    for stem, name in (('BloodImage_00001', 'trainval'), ('BloodImage_00007', 'test')):
+        (source / f'BCCD/ImageSets/Main/{name}.txt').write_text(f'{stem}\n')
+        (source / f'BCCD/Annotations/{stem}.xml').write_text(
+            f'<annotation><size><width>640</width><height>480</height></size>{objects}</annotation>'
+        )
+        cv2.imwrite(f'{source}/BCCD/JPEGImages/{stem}.jpg', np.zeros((480, 640, 3), np.uint8))
+    target = tmp_path / 'bccd'
+    command = [sys.executable, '-m', 'benchmarks.bccd', source, target]
+    subprocess.run(command, cwd=ROOT, check=True)
+    cfg = Config.fromfile(ROOT / 'configs/bccd/retinanet_pvt_t.py')
+    for split, number in (('train', '00001'), ('val', '00007')):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        dataset.update(data_root=str(target), pipeline=[])
+        dataset.pop('type')
+        dataset.pop('_scope_', None)
+        (image,) = CocoDataset(**dataset)
+        assert image['img_path'] == f'{target}/{split}2017/BloodImage_{number}.jpg'
+        assert [i['bbox_label'] for i in image['instances']] == [1, 0]
+        assert [i['bbox'] for i in image['instances']] == [[67, 314, 286, 480], [0, 37, 98, 164]]
