@@ -69,7 +69,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--records', type=Path, help='default: records.json in the work directory')
     parser.add_argument('--plot', type=Path, help='a picture of all curves')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.records = args.records or args.work_dir / 'records.json'
+    return args
 
 
 def find_budget(args: argparse.Namespace) -> dict:
@@ -78,12 +80,15 @@ def find_budget(args: argparse.Namespace) -> dict:
     Raises:
         UsageError: a config is missing, or has another budget than the first.
     """
-    found = {}
+    found, options = {}, {}
+    for option in args.cfg_options:
+        key, _, value = option.partition('=')
+        options[key] = DictAction._parse_iterable(value)
     for config in args.configs:
         if not Path(config).is_file():
             raise UsageError(f'{config} is no file, expected a config.')
         cfg = Config.fromfile(config)
-        cfg.merge_from_dict(args.options)
+        cfg.merge_from_dict(options)
         found[config] = budget(cfg, args.amp)
     first = args.configs[0]
     for config, other in found.items():
@@ -109,7 +114,16 @@ def check(record: Record, place: Path, expected: dict) -> None:
 
 
 def read_records(path: Path) -> dict[Run, Record]:
-    return {Run(r['config'], r['seed']): r for r in read_json(path) or []}
+    """The file of all records.
+
+    Raises:
+        UsageError: it is another file.
+    """
+    try:
+        found = json.loads(path.read_text('utf-8')) if path.exists() else []
+        return {Run(r['config'], r['seed']): r for r in found}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f'{path} is no file of records ({error!r}): name another.') from error
 
 
 def train(args: argparse.Namespace, runs: Sequence[Run], expected: dict) -> list[str]:
@@ -260,26 +274,28 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def report(records: Sequence[Record]) -> str:
+    return '\n'.join([as_markdown(table(records)), '', *remarks(records)])
+
+
+def select(args: argparse.Namespace) -> list[Record]:
+    """The records of the runs that are asked for, in the order of the configs."""
+    known = read_records(args.records)
+    runs = [Run(config, seed) for config in args.configs for seed in range(args.seeds)]
+    return [known[task] for task in runs if task in known]
+
+
 def main() -> None:
     args = parse_args()
-    args.records = args.records or args.work_dir / 'records.json'
-    args.options = {}
-    for option in args.cfg_options:
-        key, _, value = option.partition('=')
-        args.options[key] = DictAction._parse_iterable(value)
     expected = find_budget(args)
+    for record in select(args):
+        check(record, args.records, expected)
     runs = [Run(config, seed) for seed in range(args.seeds) for config in args.configs]
-    known = read_records(args.records)
-    for task in runs:
-        if task in known:
-            check(known[task], args.records, expected)
-    missing = [task for task in runs if 'test' not in known.get(task, {})]
+    complete = [Run(r['config'], r['seed']) for r in select(args) if 'test' in r]
+    missing = [task for task in runs if task not in complete]
     failed = train(args, missing, expected) if args.jobs else []
-    known = read_records(args.records)
-    records = [known[Run(c, s)] for c in args.configs for s in range(args.seeds) if (c, s) in known]
-    if records:
-        print(as_markdown(table(records)))
-        print('\n'.join(['', *remarks(records)]))
+    if records := select(args):
+        print(report(records))
         if args.plot and metric_names(records):
             draw(records, args.plot)
     if failed:

@@ -1,6 +1,8 @@
 """benchmarks.compare: one budget for all, no run twice, an interrupted run continues."""
 
 import json
+import re
+import shlex
 from types import SimpleNamespace
 
 import cv2
@@ -11,6 +13,7 @@ from torch import nn
 
 from benchmarks import compare, one_run
 from benchmarks.gpu.report import as_markdown
+from benchmarks.record import BLOCK
 from pvt_mm.engine import UsageError
 
 from .conftest import ROOT
@@ -171,6 +174,33 @@ def test_results_of_another_budget(place, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"'max_iters': 4.*'max_iters': 500.* is asked for"):
         call(monkeypatch, config, '--work-dir', tmp_path)
     assert path.read_text() == text
+
+
+def test_another_file_is_not_overwritten(tmp_path, monkeypatch):
+    path = tmp_path / 'mine.json'
+    for text in ('{"a": 1}', '[1, 2', '[{"config": "x"}]'):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r'mine\.json is no file of records .*: name another'):
+            call(monkeypatch, ROOT / 'configs/demo/semfpn.py', '--records', path)
+        assert path.read_text() == text
+
+
+def commands(page: str) -> list[re.Match]:
+    found = BLOCK.finditer((ROOT / page).read_text('utf-8'))
+    return [match for match in found if 'benchmarks.compare' in match['command']]
+
+
+@pytest.mark.parametrize('match', commands('docs/learning.md'), ids=lambda m: m['command'][30:60])
+def test_the_page_shows_its_records(match, monkeypatch):
+    """Its tables are those of the committed records, and its plots exist."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(match['command'])
+    assert words[:3] == ['python', '-m', 'benchmarks.compare']
+    monkeypatch.setattr('sys.argv', words[2:])
+    args = compare.parse_args()
+    assert args.plot.exists()
+    printed = compare.report(compare.select(args))
+    assert re.sub(r'\n\n+', '\n\n', printed).strip() in match['printed']
 
 
 class Child:
