@@ -94,7 +94,7 @@ def test_two_configs(two_configs, tmp_path, monkeypatch, capsys):
         assert r['cpu_seconds'] > 0 and 0 < r['memory'] < 10_000
     assert found['pvt.py']['parameters'] > found['resnet.py']['parameters'] > 11e6
     for r, name in zip(found.values(), ('pvt', 'resnet'), strict=True):
-        assert f'| mine/{name} ' in table and f'| {r["test"]["mIoU"] / 100:.3f} |' in table
+        assert f'| mine/{name} ' in table and f'| {0.01 * r["test"]["mIoU"]:.3f} |' in table
     assert cv2.imread(str(plot)).std() > 10
 
     # One of them is cut off after its first checkpoint and has no result in the file of all.
