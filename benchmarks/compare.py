@@ -9,15 +9,16 @@ that is complete in the file of --records is not repeated, another one continues
 checkpoint in --work-dir, or anew. With --jobs 0 nothing is trained: the table and the plot show
 what the file has.
 
-The table has the mean of each metric over the complete runs and, in brackets, its range. *images/s*
-counts the seconds that a process computed for training, *minutes* are these seconds too (all
-threads together), *MiB* the peak of its memory, and *GFLOPs* a multiply-add as one.
+The table has the mean of each metric over the complete runs and, in brackets, its range. *minutes*
+and *images/s* are of training alone; without a GPU they count the time that the process computed,
+all threads together. *MiB* is the peak of its memory. *GFLOPs* count a multiply-add as one.
 """
 
 import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -222,11 +223,11 @@ def table(records: Sequence[Record]) -> Table:
             *(spread(numbers, '.3f') for numbers in tests),
             str(first['iterations']),
             str(first['iterations'] * first['budget']['batch']),
-            spread([r['cpu_seconds'] / 60 for r in complete], '.0f'),
-            f'{mean(r["done"] * r["budget"]["batch"] / r["cpu_seconds"] for r in runs):.1f}',
+            spread([r['seconds'] / 60 for r in complete], '.0f'),
+            f'{mean(r["done"] * r["budget"]["batch"] / r["seconds"] for r in runs):.1f}',
             f'{max(r["memory"] for r in runs):.0f}',
             f'{first["parameters"] / 1e6:.1f}',
-            f'{first["flops"] / 1e9:.1f}',
+            f'{first["flops"] / 1e9:.1f}' if first['flops'] else '',
         )
     return made
 
@@ -287,6 +288,7 @@ def select(args: argparse.Namespace) -> list[Record]:
 
 def main() -> None:
     args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs end too
     expected = find_budget(args)
     for record in select(args):
         check(record, args.records, expected)

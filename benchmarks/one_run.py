@@ -8,9 +8,11 @@ validation:
     config, seed         as given
     budget               length of the training, images of an iteration, mixed precision
     iterations, done     of the whole training, and until the last validation
-    seconds, cpu_seconds of training, by the clock and by the work of this process
-    memory               MiB, the peak
-    parameters, flops    of the model; multiply-adds for an image of ``size`` (height, width)
+    seconds              of training: of a GPU by the clock, of a CPU by the work of this process,
+                         all threads together, since others may use the machine as well
+    device, memory       cpu or cuda; MiB, the peak
+    parameters, flops    of the model; multiply-adds for an image of ``size`` (height, width), None
+                         with torch before 2.4
     loss, validations    lists of (iteration, value)
     test                 metric -> value on the held-out images; absent until all is done
 """
@@ -25,16 +27,18 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from benchmarks.gpu.section import read_json, write_json
 from pvt_mm import flops
-from pvt_mm.engine import ToolRunner, add_arguments, load_config, run
+from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
 
 AMP = ('bfloat16', 'float16')
 Record = dict[str, Any]
@@ -68,21 +72,17 @@ def return_float32(model: nn.Module) -> None:
 class RecordHook(Hook):
     """Writes the record of a run after every validation.
 
-    ``cpu_seconds`` is the time that this process computed for training, all threads together: on
-    a machine that others use as well, the clock says little.
-
     Args:
         path: The record. One that is there is of the run that this one continues.
-        about: What is known of the run before it begins.
+        about: What is known of the run before it begins, among it the ``device``.
     """
 
     priority = 'VERY_LOW'  # after the LoggerHook
-    SUMS = ('seconds', 'cpu_seconds')
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, about: Record) -> None:
         self.path = path
-        self.content = dict.fromkeys(self.SUMS, 0.0) | dict(loss=[], validations=[])
-        self.content |= (read_json(path) or {}) | about
+        self.clock = time.process_time if about['device'] == 'cpu' else time.perf_counter
+        self.content = dict(seconds=0.0, loss=[], validations=[]) | (read_json(path) or {}) | about
 
     def before_train(self, runner: Runner) -> None:
         """Forget what a run that was cut off did after its last checkpoint."""
@@ -90,28 +90,25 @@ class RecordHook(Hook):
         for name in ('loss', 'validations'):
             self.content[name] = [point for point in self.content[name] if point[0] <= runner.iter]
         done = self.content.get('done', 0)
-        for name in self.SUMS:
-            self.content[name] *= runner.iter / done if done else 0
-        self.before_train_iter(runner, 0)
+        self.content['seconds'] *= runner.iter / done if done else 0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self.start = time.perf_counter(), time.process_time()
+        self.start = self.clock()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        for name, now, start in zip(
-            self.SUMS, (time.perf_counter(), time.process_time()), self.start, strict=True
-        ):
-            self.content[name] += now - start
         if self.every_n_train_iters(runner, 50):
             loss = runner.message_hub.get_scalar('train/loss').mean(50)
             self.content['loss'].append((runner.iter + 1, round(float(loss), 5)))
+        self.content['seconds'] += self.clock() - self.start
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        scalars = runner.message_hub.log_scalars
-        if 'train/memory' in scalars:
-            self.content['memory'] = int(scalars['train/memory'].current())
+        on_gpu = self.content['device'] == 'cuda'
+        memory = runner.message_hub.log_scalars.get('train/memory')  # of PeakMemoryHook
+        self.content['memory'] = (
+            torch.cuda.max_memory_allocated() // 2**20 if on_gpu else int(memory.current())
+        )
         self.content['done'] = runner.iter
         self.content['validations'].append((runner.iter, values(metrics)))
         write_json(self.path, self.content)
@@ -137,10 +134,13 @@ def budget(cfg: Config, amp: str | None) -> Record:
 
 
 def prepare(args: argparse.Namespace) -> Config:
+    on_gpu = torch.cuda.is_available()
+    if args.amp == 'float16' and not on_gpu:
+        raise UsageError('--amp float16 needs a GPU and there is none: pass --amp bfloat16.')
     cfg = load_config(args, splits=['train', 'val', 'test'])
     cfg.randomness = dict(seed=args.seed)
     cfg.resume = True
-    if args.amp and torch.cuda.is_available():
+    if args.amp and on_gpu:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
     elif args.amp:
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
@@ -160,13 +160,15 @@ def main() -> None:
     runner = ToolRunner.from_cfg(cfg)
     size = tuple(runner.test_dataloader.dataset[0]['inputs'].shape[1:])
     dumped = Path(cfg.work_dir, Path(args.config).name)  # with --cfg-options
+    can_count = digit_version(torch.__version__) >= digit_version('2.4')
     about = dict(
         config=args.config,
         seed=args.seed,
         budget=budget(cfg, args.amp),
         parameters=flops.parameters(runner.model),
         size=size,
-        flops=flops.count(flops.build(dumped)[0], size)[''][0],
+        flops=flops.count(flops.build(dumped)[0], size)[''][0] if can_count else None,
+        device=get_device(),
     )
     if cfg.optim_wrapper.type == 'CpuAmpOptimWrapper':
         return_float32(runner.model)

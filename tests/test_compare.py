@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 from types import SimpleNamespace
 
 import cv2
@@ -24,7 +25,7 @@ BUDGET = dict(max_iters=4, batch=2, amp=None)
 
 def record(config: str = 'configs/demo/semfpn.py', seed: int = 0, **changes: object) -> dict:
     made = dict(config=config, seed=seed, budget=BUDGET, iterations=4, done=4, size=[64, 96])
-    made |= dict(seconds=9.0, cpu_seconds=2.0, memory=800, parameters=10_000_000, flops=2 * 10**9)
+    made |= dict(seconds=2.0, device='cpu', memory=800, parameters=10_000_000, flops=2 * 10**9)
     made |= dict(loss=[[2, 1.0], [4, 0.5]], validations=[[2, {'mIoU': 20.0}], [4, {'mIoU': 40.0}]])
     return made | dict(test={'mIoU': 40.0}) | changes
 
@@ -91,7 +92,7 @@ def test_two_configs(two_configs, tmp_path, monkeypatch, capsys):
         assert (r['iterations'], r['done'], r['size']) == (4, 4, [128, 128])
         assert [i for i, _ in r['validations']] == [2, 4]
         assert r['validations'][-1][1] == r['test']  # of the same weights and images
-        assert r['cpu_seconds'] > 0 and 0 < r['memory'] < 10_000
+        assert r['seconds'] > 0 and 0 < r['memory'] < 10_000
     assert found['pvt.py']['parameters'] > found['resnet.py']['parameters'] > 11e6
     for r, name in zip(found.values(), ('pvt', 'resnet'), strict=True):
         assert f'| mine/{name} ' in table and f'| {0.01 * r["test"]["mIoU"]:.3f} |' in table
@@ -123,8 +124,8 @@ def test_table(capsys):
     """The mean and the range of complete runs; an incomplete one is named, and not in the mean."""
     records = [
         record(seed=0),
-        record(seed=1, test={'mIoU': 50.0}, cpu_seconds=4.0),
-        record(seed=2, done=2, validations=[[2, {'mIoU': 20.0}]]) | dict(cpu_seconds=1.0),
+        record(seed=1, test={'mIoU': 50.0}, seconds=4.0),
+        record(seed=2, done=2, validations=[[2, {'mIoU': 20.0}]]) | dict(seconds=1.0),
     ]
     del records[2]['test']
     rows = as_markdown(compare.table(records)).splitlines()
@@ -203,6 +204,12 @@ def test_the_page_shows_its_records(match, monkeypatch):
     assert re.sub(r'\n\n+', '\n\n', printed).strip() in match['printed']
 
 
+def test_float16_on_a_cpu(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['one_run', 'configs/demo/semfpn.py', '--amp', 'float16'])
+    with pytest.raises(UsageError, match=r'float16 needs a GPU .*: pass --amp bfloat16'):
+        one_run.main()
+
+
 class Child:
     """A process that ends when it is told to, or at once with a code."""
 
@@ -229,7 +236,8 @@ def test_a_run_that_fails_is_named_after_the_others_ran(tmp_path, monkeypatch):
     assert children == []
 
 
-def test_interruption_ends_the_runs_and_keeps_what_they_wrote(tmp_path, monkeypatch):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interruption_ends_the_runs_and_keeps_what_they_wrote(number, tmp_path, monkeypatch):
     config = str(ROOT / 'configs/demo/semfpn.py')
     so_far = record(config, done=2, budget=dict(max_iters=500, batch=4, amp=None))
     del so_far['test']
@@ -237,13 +245,17 @@ def test_interruption_ends_the_runs_and_keeps_what_they_wrote(tmp_path, monkeypa
 
     def wait(seconds: float) -> None:
         (tmp_path / 'demo/semfpn/seed_0/record.json').write_text(json.dumps(so_far))
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     fake = SimpleNamespace(Popen=lambda *a, **k: child, STDOUT=None)
     monkeypatch.setattr(compare, 'subprocess', fake)
     monkeypatch.setattr(compare.time, 'sleep', wait)
-    with pytest.raises(KeyboardInterrupt):
-        call(monkeypatch, config, '--work-dir', tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            call(monkeypatch, config, '--work-dir', tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert child.returncode == -15
     assert json.loads((tmp_path / 'records.json').read_text()) == [so_far]
 
