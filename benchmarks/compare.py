@@ -79,8 +79,14 @@ def find_budget(args: argparse.Namespace) -> dict:
     """The budget that all configs have.
 
     Raises:
-        UsageError: a config is missing, or has another budget than the first.
+        UsageError: a config is missing, has another budget than the first, or the name of another.
     """
+    names = [Run(config, 0).name for config in args.configs]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f'The configs {", ".join(args.configs)} need folders and names that differ, since '
+            f'their results are kept under these.'
+        )
     found, options = {}, {}
     for option in args.cfg_options:
         key, _, value = option.partition('=')

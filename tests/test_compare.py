@@ -163,6 +163,8 @@ def test_one_budget(tmp_path, monkeypatch):
     call(monkeypatch, *arguments, '--cfg-options', 'train_cfg.max_iters=7')
     with pytest.raises(UsageError, match=r'none\.py is no file'):
         call(monkeypatch, config, tmp_path / 'none.py')
+    with pytest.raises(UsageError, match=r'need folders and names that differ'):
+        call(monkeypatch, config, config)
 
 
 @pytest.mark.parametrize('place', ['records.json', 'demo/semfpn/seed_0/record.json'])
