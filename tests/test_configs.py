@@ -167,8 +167,8 @@ def load(name: str) -> Config:
 def load_default(name: str) -> Config:
     """The config with the default data folders; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv('COCO_ROOT', raising=False)
-        patch.delenv('ADE_ROOT', raising=False)
+        for data in ('COCO', 'ADE', 'BCCD', 'NUCLEI', 'CAMVID'):
+            patch.delenv(f'{data}_ROOT', raising=False)
         return load(name)
 
 
@@ -699,3 +699,74 @@ def test_metafile_agrees_with_the_recipe(name):
     expected = 'not reproduced here' if metrics else 'no published result'
     assert expected in model['Source']
     assert 'Weights' not in model  # there is no trained detector or segmentor yet
+
+
+# --- configs for real images: comparisons of backbones from random weights -----------------------
+
+REAL = {
+    f'{task}/{head}': sorted(
+        f'{task}/{path.stem}' for path in (ROOT / f'configs/{task}').glob(f'{head}_*.py')
+    )
+    for task, heads in dict(
+        bccd=['retinanet'], nuclei=['retinanet', 'maskrcnn', 'semfpn'], camvid=['semfpn']
+    ).items()
+    for head in heads
+}
+
+
+def test_every_config_for_real_images_is_compared():
+    assert {name for names in REAL.values() for name in names} == {
+        f'{task}/{path.stem}'
+        for task in ('bccd', 'nuclei', 'camvid')
+        for path in (ROOT / 'configs' / task).glob('*.py')
+    }
+
+
+@pytest.mark.parametrize('head', REAL)
+def test_one_recipe_for_all_backbones(head):
+    """They differ in the backbone, from random weights, and in the channels of its maps.
+
+    A ResNet's norms are trained, as they would not be by default.
+    """
+    names = REAL[head]
+    found = {name.partition('_')[2]: resolved(name) for name in names}
+    assert set(found) == {'pvt_t', 'pvt_v2_b0', 'pvt_v2_b1', 'r18', 'r50'}
+    rests = []
+    for name, cfg in found.items():
+        backbone = cfg['model'].pop('backbone')
+        channels = cfg['model']['neck'].pop('in_channels')
+        with DefaultScope.overwrite_default_scope(cfg['default_scope']), torch.device('meta'):
+            built = MODELS.build(backbone)
+            built.train()  # a ResNet's returns None
+            maps = built(torch.zeros(1, 3, 64, 64))
+        assert [m.shape[1] for m in maps] == channels
+        assert backbone.get('init_cfg') is None and backbone.get('pretrained') is None
+        if name.startswith('pvt'):
+            assert backbone['drop_path_rate'] == 0.0
+        else:
+            norms = [m for m in built.modules() if isinstance(m, nn.BatchNorm2d)]
+            assert all(m.training and m.weight.requires_grad for m in norms) and len(norms) > 15
+        assert cfg.pop('load_from') is None
+        rests.append(cfg)
+    assert all(rest == rests[0] for rest in rests)
+
+
+@pytest.mark.parametrize('head', REAL)
+def test_the_schedule_ends_with_the_training(head):
+    cfg = resolved(REAL[head][0])
+    iterations = cfg['train_cfg']['max_iters']
+    assert cfg['param_scheduler'][-1]['end'] == cfg['param_scheduler'][-1]['T_max'] == iterations
+    assert iterations % cfg['train_cfg']['val_interval'] == 0  # the last weights are validated
+    assert iterations % cfg['default_hooks']['checkpoint']['interval'] == 0
+
+
+@pytest.mark.parametrize('task', ['bccd', 'nuclei', 'camvid'])
+def test_data_roots_of_real_images(task, monkeypatch):
+    monkeypatch.setenv(f'{task.upper()}_ROOT', '/somewhere')
+    for head in (head for head in REAL if head.startswith(task)):
+        cfg = load(REAL[head][0])
+        for split in SPLITS:
+            assert cfg[f'{split}_dataloader'].dataset.data_root == '/somewhere'
+            if cfg.default_scope == 'mmdet' and split != 'train':
+                file = '/somewhere/annotations/instances_val2017.json'
+                assert cfg[f'{split}_evaluator'].ann_file == file

@@ -61,10 +61,6 @@ SEEN = {
         ('v2', 'v2_li'),
         lambda log: all(x.is_contiguous() for x, _ in log.convolutions(depthwise=True)),
     ),
-    'dwconv_weight_channels_last': (
-        ('v2', 'v2_li'),
-        lambda log: {w.stride() for _, w in log.convolutions(True)} == {(9, 1, 3, 1)},
-    ),
     'dwconv_shifts': (('v2', 'v2_li'), lambda log: log.convolutions(depthwise=True) == []),
     'patch_weight_channels_last': (
         ('v1', 'v2', 'v2_li'),

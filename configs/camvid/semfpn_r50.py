@@ -1,0 +1,5 @@
+_base_ = './semfpn_pvt_t.py'
+model = dict(
+    backbone=dict(_delete_=True, type='ResNet', depth=50),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)
