@@ -19,7 +19,6 @@ ONE_ITERATION = [
     'maskrcnn.model.test_cfg.rcnn.max_per_img=5',  # in place of 100 masks per image, all wrong
     'train_dataloader.dataset.indices=2',
     'train_dataloader.batch_size=2',
-    'val_dataloader.dataset.indices=2',
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.save_optimizer=False',
     *(
