@@ -1,6 +1,7 @@
 """Run a command on an imitated H100, with a CUDA build of torch, gcc and nm but without a GPU.
 
     python -m benchmarks.fake_cuda                                    # the checks of check()
+    python -m benchmarks.fake_cuda --export                           # those of export()
     python -m benchmarks.fake_cuda tools/train.py configs/demo/semfpn.py --amp
 
 torch dispatches as on the card: devices, layouts, autocast, the kernels of attention, launches,
@@ -131,13 +132,46 @@ def check(names: list[str]) -> None:
         print(f'{name}: {count} training steps, {dict(seen.attention)}', flush=True)
 
 
+def export(names: list[str]) -> None:
+    """Export each arch, one block per stage: all tensors on the GPU, batch and sides dynamic.
+
+    Raises:
+        AssertionError: one of these is wrong.
+    """
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    from pvt_mm.flops import backbones
+
+    sides = {0: 'batch', 2: 'height', 3: 'width'}
+    dims = {i: torch.export.Dim(side, min=64, max=2048) for i, side in sides.items() if i}
+    dims[0] = torch.export.Dim('batch', min=1, max=64)
+    known = backbones()
+    for name in names or known:
+        cls, arch = known[name]
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            with torch.device('cuda'):
+                model, x = cls(arch, depths=(1, 1, 1, 1)).eval(), torch.empty(2, 3, 128, 160)
+            program = torch.export.export(model, (x,), dynamic_shapes=dict(x=dims), strict=False)
+            program = program.run_decompositions({})
+        values = [node.meta.get('val') for node in program.graph.nodes]
+        devices = {value.device.type for value in values if isinstance(value, torch.Tensor)}
+        assert devices == {'cuda'}, f'{name}: {devices}'
+        (maps,) = [node.args[0] for node in program.graph.nodes if node.op == 'output']
+        for node in maps:
+            shape = node.meta['val'].shape
+            assert not any(isinstance(shape[i], int) for i in sides), f'{name}: {shape}'
+        print(f'{name}: exported, {len(values)} nodes', flush=True)
+
+
 def main() -> None:
-    if '--check' in sys.argv[1:2]:
-        check(sys.argv[2:])
+    if sys.argv[1:2] in (['--check'], ['--export-here']):
+        (check if sys.argv[1] == '--check' else export)(sys.argv[2:])
         os._exit(0)  # the threads of the backward pass may abort when Python ends before them
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument('--export', action='store_true', help='export instead of training')
     parser.add_argument('--archs', nargs='+', default=[], help='check only these')
     args, command = parser.parse_known_args()  # the rest are arguments of python
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +183,8 @@ def main() -> None:
             'PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK': '1',
             'FAKE_CUDNN': os.environ.get('FAKE_CUDNN', '91000'),
         }
-        command = command or ['-m', 'benchmarks.fake_cuda', '--check', *args.archs]
+        kind = '--export-here' if args.export else '--check'
+        command = command or ['-m', 'benchmarks.fake_cuda', kind, *args.archs]
         sys.exit(subprocess.run([sys.executable, *command], env=environment).returncode)
 
 

@@ -212,13 +212,21 @@ class ContiguousKeysLinearAttention(ContiguousKeys, LinearAttention):
     pass
 
 
-class CudnnAttention:
+class OrderedAttention:
+    """The kernels of attention that a model may use, the first one that can."""
+
+    kernels = ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'MATH')
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        names = ('CUDNN_ATTENTION', 'FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'MATH')
-        with sdpa_kernel([getattr(SDPBackend, name) for name in names], set_priority=True):
+        order = [getattr(SDPBackend, name) for name in self.kernels]
+        with sdpa_kernel(order, set_priority=True):
             return super().forward(x)
+
+
+class CudnnAttention(OrderedAttention):
+    kernels = ('CUDNN_ATTENTION', *OrderedAttention.kernels)
 
 
 @variant
@@ -234,8 +242,14 @@ def attention_contiguous(model: nn.Module) -> None:
 
 @variant
 def attention_cudnn(model: nn.Module) -> None:
-    """cuDNN's attention first; torch prefers its flash kernel, made for the GPU before."""
+    """cuDNN's attention first, which makes a plan for each new shape."""
     replace_class(model, CudnnAttention)
+
+
+@variant
+def attention_flash(model: nn.Module) -> None:
+    """Without cuDNN's attention, which torch may prefer on an H100: torch's own kernels."""
+    replace_class(model, OrderedAttention)
 
 
 # --- blocks --------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_variant_changes_one_thing_and_no_number(kind, name, training):
 
 
 def test_every_variant_is_tested():
-    rest = {'attention_cudnn', 'drop_path', 'drop_path_fused', 'blocks_compiled'}
+    rest = {'attention_cudnn', 'attention_flash', 'drop_path', 'drop_path_fused', 'blocks_compiled'}
     assert VARIANTS.keys() == SEEN.keys() | rest
 
 
@@ -134,22 +134,27 @@ def test_a_model_without_the_layer_is_an_error(kind, name):
 
 
 @not_on_torch_2_1('has no order of attention kernels')
-def test_cudnn_attention_comes_first_while_the_model_runs():
+@pytest.mark.parametrize(
+    ('name', 'first', 'has_cudnn'),
+    [('attention_cudnn', 'CUDNN_ATTENTION', True), ('attention_flash', 'FLASH_ATTENTION', False)],
+)
+def test_the_order_of_attention_kernels_holds_while_the_model_runs(name, first, has_cudnn):
     from torch.nn.attention import SDPBackend
 
     ours = build('v1')
     other = copy.deepcopy(ours)
-    VARIANTS['attention_cudnn'](other)
-    orders = []
+    VARIANTS[name](other)
+    seen = []
     for model in (ours, other):
         model.block1[0].register_forward_hook(
-            lambda *args: orders.append(torch._C._get_sdp_priority_order()[0])
+            lambda *args: seen.append(
+                (torch._C._get_sdp_priority_order()[0], torch.backends.cuda.cudnn_sdp_enabled())
+            )
         )
+    before = torch._C._get_sdp_priority_order()[0], torch.backends.cuda.cudnn_sdp_enabled()
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(other(image), ours(image), rtol=0, atol=1e-10)
-    before = torch._C._get_sdp_priority_order()[0]
-    assert orders == [int(SDPBackend.CUDNN_ATTENTION), before]
-    assert before != int(SDPBackend.CUDNN_ATTENTION)
+    assert seen == [(int(getattr(SDPBackend, first)), has_cudnn), before]
 
 
 @pytest.mark.parametrize('kind', ['v1', 'v2'])
