@@ -193,7 +193,11 @@ def commands(page: str) -> list[re.Match]:
     return [match for match in found if 'benchmarks.compare' in match['command']]
 
 
-@pytest.mark.parametrize('match', commands('docs/learning.md'), ids=lambda m: m['command'][30:60])
+@pytest.mark.parametrize(
+    'match',
+    commands('docs/learning.md'),
+    ids=lambda m: re.search(r'([\w-]+)\.json', m['command'])[1],
+)
 def test_the_page_shows_its_records(match, monkeypatch):
     """Its tables are those of the committed records, and its plots exist."""
     monkeypatch.chdir(ROOT)
