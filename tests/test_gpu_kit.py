@@ -81,7 +81,7 @@ def test_every_test_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     output = tmp_path / 'tests.json'
     monkeypatch.setattr(
-        sys, 'argv', ['tests', '--json', str(output), '--work', str(tmp_path), '--limit', '6']
+        sys, 'argv', ['tests', '--json', str(output), '--work', str(tmp_path), '--limit', '10']
     )
     with pytest.raises(SystemExit, match=r'test_backbone\.py, test_attention\.py, test_heads\.py'):
         run_tests.main()
