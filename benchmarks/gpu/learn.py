@@ -1,4 +1,4 @@
-"""Train a config on held-in images for a given time, test it on held-out ones, and record both.
+"""Train a config on its training images for a given time, test it on held-out ones, record both.
 
     python -m benchmarks.gpu.learn benchmarks/gpu/bccd.py --data data/bccd --seconds 240 \\
         --work-dir work_dirs/bccd --json bccd.json
@@ -12,11 +12,12 @@ an iteration that waits for data), ``memory`` (MiB), ``loss`` and ``metrics`` as
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
-import statistics
 import time
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -28,7 +29,6 @@ from pvt_mm.engine import ToolRunner, import_host, install_safe_loader
 from .section import write_json
 
 WARM_UP, PACE, VALIDATIONS = 20, 60, 5
-EXCLUDED = ('bbox_mAP_copypaste',)
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -68,16 +68,15 @@ def set_length(cfg: Config, iterations: int, interval: int) -> None:
 
 def measure_pace(cfg: Config, work_dir: Path, warm_up: int, iterations: int) -> tuple[float, float]:
     """Seconds of an iteration and of a validation."""
-    cfg = Config(cfg.to_dict())
+    cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
     set_length(cfg, warm_up + iterations, 10**6)
     runner = ToolRunner.from_cfg(cfg)
-    runner.train()
-    times = runner.message_hub.log_scalars['train/time']._log_history[-iterations:]
-    runner.val()  # the first one starts the workers
+    runner.train()  # with a validation at its end, which starts the workers
+    seconds = runner.message_hub.log_scalars['train/time'].mean(iterations)
     start = time.perf_counter()
     runner.val()
-    return statistics.mean(times), time.perf_counter() - start
+    return seconds, time.perf_counter() - start
 
 
 class RecordHook(Hook):
@@ -97,12 +96,12 @@ class RecordHook(Hook):
             self.content['loss'].append((runner.iter + 1, float(scalars['train/loss'].mean(10))))
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        kept = {
+        numbers = {
             key.split('/')[-1]: float(value)
-            for key, value in (metrics or {}).items()
-            if not key.endswith(EXCLUDED)
+            for key, value in metrics.items()
+            if isinstance(value, Real)
         }
-        self.content['metrics'].append((runner.iter, kept))
+        self.content['metrics'].append((runner.iter, numbers))
         self.write(runner)
 
     def write(self, runner) -> None:
