@@ -6,7 +6,12 @@ This module needs only torch; each builder imports its own library. A task descr
 
 import contextlib
 import importlib.util
+import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import torch
 from torch import nn
@@ -90,12 +95,35 @@ def build_hf(task: dict) -> nn.Module:
     return transformers.PvtV2Model(config)
 
 
+class _Registry:
+    def register_module(self) -> Callable[[type], type]:
+        return lambda cls: cls
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    """What the authors' code imports of 2021's OpenMMLab and does not use without files."""
+    names = ('mmcv', 'mmcv.runner', 'mmdet', 'mmdet.models', 'mmdet.models.builder', 'mmdet.utils')
+    modules = {name: ModuleType(name) for name in names}
+    modules['mmcv.runner'].load_checkpoint = None
+    modules['mmdet.utils'].get_root_logger = None
+    modules['mmdet.models.builder'].BACKBONES = _Registry()
+    return modules
+
+
 def build_official(task: dict) -> nn.Module:
-    """A file with the authors' interface: ``pvt_small(pretrained=None)``, ``pvt_v2_b2(...)``."""
-    spec = importlib.util.spec_from_file_location('official', task['official'])
+    """The authors' model, from their ``detection`` folder or a file with the same interface."""
+    path = Path(task['official'])
+    if path.is_dir():
+        path /= 'pvt_v2.py' if task['version'] == 2 else 'pvt.py'
+    spec = importlib.util.spec_from_file_location('official', path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, task['name'])(pretrained=None)
+    with mock.patch.dict(sys.modules, _stand_ins()):
+        spec.loader.exec_module(module)
+    model = getattr(module, task['name'])(pretrained=None)
+    for part in model.modules():  # timm's DropPath, whose rate they do not leave to the caller
+        if hasattr(part, 'drop_prob'):
+            part.drop_prob = 0.0
+    return model
 
 
 BUILDERS = dict(

@@ -3,7 +3,7 @@
     python -m benchmarks.speed pvt_small --size 800 1344
     python -m benchmarks.speed pvt_v2_b2 --mode train --peers mmdet timm \\
         --peer-python timm=PATH/bin/python --json v2.json --plot v2.png
-    python -m benchmarks.speed pvt_small --peers official --official PATH/detection/pvt.py
+    python -m benchmarks.speed pvt_small --peers official --official PATH/detection
     python -m benchmarks.speed pvt_small pvt_v2_b2 --size 224 224 --size 512 512 --batch 1 2
     python -m benchmarks.speed pvt_small --sweep 224 448 896 1600 --plot memory.png
     python -m benchmarks.speed --config configs/retinanet/pvt_s_fpn_1x.py --mode train
@@ -129,7 +129,7 @@ def parse_args() -> argparse.Namespace:
         help='also ours with a step of AdamW, in training',
     )
     parser.add_argument('--peers', nargs='*', choices=PEERS, default=PEERS[:3])
-    parser.add_argument('--official', type=Path, help="a file with the authors' functions")
+    parser.add_argument('--official', type=Path, help="the authors' detection folder, or a file")
     parser.add_argument(
         '--peer-python',
         nargs='*',

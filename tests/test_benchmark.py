@@ -257,19 +257,34 @@ def ask(lines: list[object], folder: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# The imports and the form of the authors' detection/pvt.py.
 OFFICIAL = """
 import torch
+from mmdet.models.builder import BACKBONES
+from mmdet.utils import get_root_logger
+from mmcv.runner import load_checkpoint
 
-def pvt_tiny(pretrained):
-    print('messages of a library do not mix with the answers')
-    torch.manual_seed(3)
-    return torch.nn.Conv2d(3, 5, 4, stride=4)
+class DropPath(torch.nn.Module):
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        return x * (self.drop_prob == 0)
+
+@BACKBONES.register_module()
+class pvt_tiny(torch.nn.Sequential):
+    def __init__(self, **kwargs):
+        print('messages of a library do not mix with the answers')
+        torch.manual_seed(3)
+        super().__init__(torch.nn.Conv2d(3, 5, 4, stride=4), DropPath(0.1))
+        assert kwargs == dict(pretrained=None)
 """
 
 
 def test_a_contender_needs_nothing_but_its_own_library(tmp_path):
-    (tmp_path / 'official.py').write_text(OFFICIAL)
-    task = task_of(peer='official', official='official.py', batch=2, size=(8, 12), keep=False)
+    (tmp_path / 'pvt.py').write_text(OFFICIAL)
+    task = task_of(peer='official', official='.', batch=2, size=(8, 12), keep=False)
     about, step, answer = ask([json.dumps(task), 'step', 'probe'], tmp_path)
     assert about == dict(version='', torch=torch.__version__, first=None, no_graph=None)
     assert step['seconds'] > 0

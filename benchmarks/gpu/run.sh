@@ -29,7 +29,7 @@ if [ "$DEVICE" = cpu ]; then
     SLOWER=4 BUDGET=$((4 * BUDGET)) MODELS=pvt_v2_b0 DETECTION=1x32x64
     MATRIX="pvt_tiny pvt_v2_b0 --mode train inference --images $DETECTION" TURNS='--pairs 1 --min-seconds 0.01 --keep'
 fi
-if [ -f .gpu/official/pvt.py ]; then PEERS='--peers mmdet timm hf official --official .gpu/official/pvt.py'; fi
+if compgen -G '.gpu/official/pvt*.py' >/dev/null; then PEERS='--peers mmdet timm hf official --official .gpu/official'; fi
 mkdir -p "$OUT" "$WORK"
 OUT=$(cd "$OUT" && pwd)
 left() { echo $((BUDGET - SECONDS)); }

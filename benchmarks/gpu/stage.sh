@@ -8,8 +8,8 @@
 #   .gpu/sdist/    mmcv's sources
 #   .gpu/mmcv/     mmcv, compiled for the GPU; compiled here if it is not there. BUILD=0 leaves it to the machine
 #   .gpu/data/     the images
-# Whatever is there already is kept: remove .gpu/ to begin again. OFFICIAL=FILE adds the authors' pvt.py or pvt_v2.py
-# (repeat the command for the other) for the comparison of speed.
+# Whatever is there already is kept: remove .gpu/ to begin again. OFFICIAL=FOLDER takes the authors'
+# pvt.py and pvt_v2.py from their folder detection/ for the comparison of speed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -76,7 +76,7 @@ if [ -n "${DATA:-}" ]; then
         [ -d ".gpu/data/$name" ] || { say "images: $name"; cp -r "$DATA/$name" .gpu/data/; chmod -R u+w ".gpu/data/$name"; }
     done
 fi
-if [ -n "${OFFICIAL:-}" ]; then cp "$OFFICIAL" .gpu/official/; fi
+if [ -n "${OFFICIAL:-}" ]; then cp "$OFFICIAL"/pvt*.py .gpu/official/; fi
 
 tree=$(git ls-files -co --exclude-standard -z | du -cB1 --apparent-size --files0-from=- | tail -n 1 | cut -f 1)
 staged=$(du -sB1 --apparent-size .gpu | cut -f 1)
