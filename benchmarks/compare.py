@@ -31,8 +31,8 @@ from mmengine.config import Config, DictAction
 from rich import box
 from rich.table import Table
 
+from benchmarks.files import read_json, write_text
 from benchmarks.gpu.report import as_markdown
-from benchmarks.gpu.section import read_json
 from benchmarks.one_run import AMP, Record, budget
 from pvt_mm.engine import UsageError, run
 
@@ -186,10 +186,8 @@ def collect(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         if record := read_json(args.work_dir / task.name / 'record.json'):
             records[task] = record
     args.records.parent.mkdir(parents=True, exist_ok=True)
-    part = args.records.with_name(f'.{args.records.name}')
     lines = ',\n'.join(json.dumps(records[key]) for key in sorted(records))
-    part.write_text(f'[{lines}]\n', 'utf-8')  # a line for each run
-    part.replace(args.records)
+    write_text(args.records, f'[{lines}]\n')  # a line for each run
 
 
 def by_config(records: Sequence[Record]) -> dict[str, list[Record]]:

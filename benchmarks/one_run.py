@@ -36,7 +36,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from benchmarks.gpu.section import read_json, write_json
+from benchmarks.files import read_json, write_json
 from pvt_mm import flops
 from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
 

@@ -50,8 +50,6 @@ import argparse
 import contextlib
 import functools
 import itertools
-import json
-import os
 import platform
 import re
 import sys
@@ -68,6 +66,7 @@ from pvt_mm import flops
 
 from . import goals, matrix, tables
 from .children import Child, Deadline, Pool, measure, start
+from .files import write_json
 from .goals import PEERS
 from .variants import VARIANTS
 
@@ -347,16 +346,9 @@ def run(args: argparse.Namespace, results: list[dict], deadline: Deadline) -> No
                 result['duration'] = time.monotonic() - began
                 results.append(result)
                 if args.json:
-                    write(results, args.json)
+                    write_json(args.json, results)
         finally:
             pool.stop()
-
-
-def write(results: list[dict], path: Path) -> None:
-    """Replace a file in one moment, so that a run cut off leaves a whole one."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(results, indent=1))
-    os.replace(part, path)
 
 
 def about_device(args: argparse.Namespace) -> str:

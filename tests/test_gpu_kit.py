@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import files
 from benchmarks.gpu import environment, learn, report, section
 from benchmarks.gpu import tests as run_tests
 
@@ -21,7 +22,7 @@ def test_section_of_a_command_that_ends(tmp_path):
     code = f"open({str(result)!r}, 'w').write('[1, 2]'); print('found'); raise SystemExit(3)"
     path = tmp_path / 'record.json'
     assert section.run(path, [sys.executable, '-c', code], 60, result) == 3
-    record = section.read_json(path)
+    record = files.read_json(path)
     assert (record['exit_code'], record['timed_out'], record['result']) == (3, False, [1, 2])
     assert record['output'] == 'found\n'
 
@@ -31,7 +32,7 @@ def test_section_over_its_limit_ends_with_its_children(tmp_path):
     result, pid, path = (tmp_path / name for name in ('result.json', 'pid', 'record.json'))
     command = f'echo "[1]" >{result}; sleep 300 & echo $! >{pid}; wait; echo late'
     assert section.run(path, ['bash', '-c', command], 1, result) == 124
-    record = section.read_json(path)
+    record = files.read_json(path)
     assert (record['exit_code'], record['timed_out'], record['result']) == (124, True, [1])
     assert 'late' not in record['output']
     child, deadline = Path('/proc', pid.read_text().strip(), 'stat'), time.monotonic() + 10
@@ -52,13 +53,13 @@ open({str(result)!r}, 'w').write('[1, '); time.sleep(300)
         [*command, '--', sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.DEVNULL
     )
     try:
-        while (section.read_json(path) or {}).get('seconds', 0) < 7:
+        while (files.read_json(path) or {}).get('seconds', 0) < 7:
             time.sleep(0.1)
     finally:
         child.kill()
         child.wait()
         subprocess.run(['pkill', '-f', str(result)], check=False)
-    record = section.read_json(path)
+    record = files.read_json(path)
     assert (record['exit_code'], record['output'], record['result']) == (None, 'begun\n', [1])
 
 
@@ -152,7 +153,7 @@ def test_the_page_says_of_which_code_it_is(tmp_path):
     assert 'no results' in say()
     results = tmp_path / 'results'
     results.mkdir()
-    section.write_json(results / 'environment.json', record(environment.describe()))
+    files.write_json(results / 'environment.json', record(environment.describe()))
     say(results)
     digest = environment.model_digest()
     assert f'results of model code {digest}; the present code is {digest}' in say()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .section import write_json
+from benchmarks.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ('pvt.py', 'cpu.py', 'archs.py')  # the files that decide what runs on a GPU

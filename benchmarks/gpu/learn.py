@@ -24,9 +24,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from benchmarks.files import write_json
 from pvt_mm.engine import ToolRunner, import_host, install_safe_loader
-
-from .section import write_json
 
 WARM_UP, PACE, VALIDATIONS = 20, 60, 5
 

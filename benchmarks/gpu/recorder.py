@@ -7,7 +7,7 @@ known), ``seconds``, ``message`` and what the test has ``measured`` with ``recor
 import os
 from pathlib import Path
 
-from .section import write_json
+from benchmarks.files import write_json
 
 _tests: dict[str, dict] = {}
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import goals, tables
+from benchmarks.files import read_json
 
 from .environment import model_digest
-from .section import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/gpu.md'

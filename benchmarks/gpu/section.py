@@ -10,7 +10,6 @@ Python alone: it also runs the installation.
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,25 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.files import read_json, write_json
 
 OUTPUT = 6000  # characters of the output's end to keep
 INTERVAL = 2.0  # seconds between two records
-
-
-def read_json(path: Path | None) -> Any:
-    """The content of a file that another process may be writing; None if there is none yet."""
-    try:
-        return json.loads(path.read_text('utf-8')) if path else None
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
-    part = path.with_name(f'.{path.name}')
-    part.write_text(json.dumps(content, indent=1), 'utf-8')
-    part.replace(path)
 
 
 def run(path: Path, command: list[str], limit: float, result: Path | None = None) -> int:

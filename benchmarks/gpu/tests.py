@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from .section import read_json, write_json
+from benchmarks.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = tuple(
