@@ -2,7 +2,7 @@
 
     python -m benchmarks.fake_cuda                                    # the checks of check()
     python -m benchmarks.fake_cuda --export                           # those of export()
-    python -m benchmarks.fake_cuda tools/train.py configs/demo/semfpn.py --amp
+    python -m benchmarks.fake_cuda tools/train.py configs/shapes/semfpn.py --amp
 
 torch dispatches as on the card: devices, layouts, autocast, the kernels of attention, launches,
 copies and synchronisations are real, values are not. Heads that select by value (boxes, masks of

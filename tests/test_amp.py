@@ -17,7 +17,7 @@ def losses(shapes):
     """The losses of two steps, by the name of the dtype."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
-        cfg = Config.fromfile(ROOT / 'configs/demo/retinanet.py')
+        cfg = Config.fromfile(ROOT / 'configs/shapes/retinanet.py')
     cfg.model.backbone.depths = (1, 1, 1, 1)
     cfg.train_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     return {dtype: amp.train(cfg, dtype, 2, 'cpu')[0] for dtype in amp.DTYPES}

@@ -84,8 +84,8 @@ def test_exponent_of_memory(power):
     ('arguments', 'message'),
     [
         ([], 'expected either a model or --config'),
-        (['pvt_tiny', '--config', 'configs/demo/retinanet.py'], 'either a model or --config'),
-        (['--config', 'configs/demo/retinanet.py', '--batch', '2'], '--batch is for backbones'),
+        (['pvt_tiny', '--config', 'configs/shapes/retinanet.py'], 'either a model or --config'),
+        (['--config', 'configs/shapes/retinanet.py', '--batch', '2'], '--batch is for backbones'),
         (['pvt_tiny', '--checkpoint', 'a.pth'], '--checkpoint needs --config'),
         (['pvt_huge'], 'pvt_huge: expected one of pvt_tiny, '),
         (['pvt_tiny', '--batch', '1', '2', '--plot', 'a.png'], '--profile need one model, mode'),
@@ -96,8 +96,8 @@ def test_exponent_of_memory(power):
         (['pvt_tiny', '--images', '2x800'], "'2x800', expected images, height and width"),
         (['pvt_tiny', '--images', '1x32x32', '--batch', '2'], 'replaces --size and --batch.'),
         (['pvt_tiny', '--optimizer', 'fused'], '--optimizer needs --mode train.'),
-        (['--config', 'configs/demo/retinanet.py', '--variants', 'all'], '--variants is for'),
-        (['--config', 'configs/demo/retinanet.py', '--min-seconds', '1'], '--min-seconds is for'),
+        (['--config', 'configs/shapes/retinanet.py', '--variants', 'all'], '--variants is for'),
+        (['--config', 'configs/shapes/retinanet.py', '--min-seconds', '1'], '--min-seconds is for'),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_a_new_size_is_a_line_of_the_arch_table(monkeypatch):
 
 @pytest.mark.parametrize(
     ('config', 'model'),
-    [('demo/semfpn', 'pvt_tiny'), ('retinanet/pvt_v2_b2_li_fpn_1x', 'pvt_v2_b2_li')],
+    [('shapes/semfpn', 'pvt_tiny'), ('retinanet/pvt_v2_b2_li_fpn_1x', 'pvt_v2_b2_li')],
 )
 def test_the_backbone_of_a_config_is_named(config, model, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['speed.py', '--config', f'{ROOT}/configs/{config}.py'])
@@ -804,7 +804,7 @@ def test_backbones(tmp_path):
 def test_a_detector(shapes, tmp_path):
     subprocess.run(
         [
-            *(sys.executable, '-m', 'benchmarks.speed', '--config', 'configs/demo/retinanet.py'),
+            *(sys.executable, '-m', 'benchmarks.speed', '--config', 'configs/shapes/retinanet.py'),
             *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
             *('--cfg-options', 'train_dataloader.batch_size=2'),
         ],

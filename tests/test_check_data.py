@@ -27,7 +27,7 @@ def config(tmp_path) -> Path:
     write_coco(tmp_path, 'train')
     write_coco(tmp_path, 'val', annotations(start=5))
     path = tmp_path / 'mine.py'
-    base = ROOT / 'configs/demo/retinanet.py'
+    base = ROOT / 'configs/shapes/retinanet.py'
     path.write_text(CONFIG.format(base=base, classes=CLASSES))
     return path
 

@@ -23,7 +23,7 @@ from .scripts import run_script
 BUDGET = dict(max_iters=4, batch=2, amp=None)
 
 
-def record(config: str = 'configs/demo/semfpn.py', seed: int = 0, **changes: object) -> dict:
+def record(config: str = 'configs/shapes/semfpn.py', seed: int = 0, **changes: object) -> dict:
     made = dict(config=config, seed=seed, budget=BUDGET, iterations=4, done=4, size=[64, 96])
     made |= dict(seconds=2.0, device='cpu', memory=800, parameters=10_000_000, flops=2 * 10**9)
     made |= dict(loss=[[2, 1.0], [4, 0.5]], validations=[[2, {'mIoU': 20.0}], [4, {'mIoU': 40.0}]])
@@ -51,7 +51,7 @@ test_dataloader = loader
     model = 'model = dict(data_preprocessor=dict(size=(64, 64)), backbone=dict({}))\n'
     folder = tmp_path / 'mine'
     folder.mkdir()
-    base = f"_base_ = '{ROOT}/configs/demo/semfpn.py'\n{common}"
+    base = f"_base_ = '{ROOT}/configs/shapes/semfpn.py'\n{common}"
     (folder / 'pvt.py').write_text(base + model.format('drop_path_rate=0.0'))
     resnet = "_delete_=True, type='ResNet', depth=18"
     neck = "model['neck'] = dict(in_channels=[64, 128, 256, 512])\n"
@@ -132,14 +132,14 @@ def test_table(capsys):
     cells = [cell.strip() for cell in rows[2].strip('|').split('|')]
     titles = [cell.strip() for cell in rows[0].strip('|').split('|')]
     row = dict(zip(titles, cells, strict=True))
-    assert row['Config'] == 'demo/semfpn'
+    assert row['Config'] == 'shapes/semfpn'
     assert row['runs'] == '2'
     assert row['mIoU'] == '0.450 (0.400 to 0.500)'
     assert (row['iterations'], row['images seen']) == ('4', '8')
     assert row['images/s'] == '3.3'  # 8 in 2 s, 8 in 4 s, 4 in 1 s
     assert (row['M parameters'], row['GFLOPs']) == ('10.0', '2.0')
     incomplete, size = compare.remarks(records)
-    assert incomplete == 'demo/semfpn/seed_2: incomplete, 2 of 4 iterations; mIoU 0.200.'
+    assert incomplete == 'shapes/semfpn/seed_2: incomplete, 2 of 4 iterations; mIoU 0.200.'
     assert size == 'GFLOPs of an image of 96 x 64.'
 
 
@@ -155,8 +155,8 @@ def test_a_detector_that_finds_nothing_has_zero():
 
 def test_one_budget(tmp_path, monkeypatch):
     short = tmp_path / 'short.py'
-    short.write_text(f"_base_ = '{ROOT}/configs/demo/semfpn.py'\ntrain_cfg = dict(max_iters=9)\n")
-    config = ROOT / 'configs/demo/semfpn.py'
+    short.write_text(f"_base_ = '{ROOT}/configs/shapes/semfpn.py'\ntrain_cfg = dict(max_iters=9)\n")
+    config = ROOT / 'configs/shapes/semfpn.py'
     arguments = [config, short, '--work-dir', tmp_path, '--jobs', 0]
     with pytest.raises(UsageError, match=r"short.py has the budget .*'max_iters': 9.*500"):
         call(monkeypatch, *arguments)
@@ -167,10 +167,10 @@ def test_one_budget(tmp_path, monkeypatch):
         call(monkeypatch, config, config)
 
 
-@pytest.mark.parametrize('place', ['records.json', 'demo/semfpn/seed_0/record.json'])
+@pytest.mark.parametrize('place', ['records.json', 'shapes/semfpn/seed_0/record.json'])
 def test_results_of_another_budget(place, tmp_path, monkeypatch):
     """They are neither taken for those asked for nor overwritten."""
-    config = str(ROOT / 'configs/demo/semfpn.py')
+    config = str(ROOT / 'configs/shapes/semfpn.py')
     path, old = tmp_path / place, record(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text := json.dumps([old] if place == 'records.json' else old))
@@ -184,7 +184,7 @@ def test_another_file_is_not_overwritten(tmp_path, monkeypatch):
     for text in ('{"a": 1}', '[1, 2', '[{"config": "x"}]'):
         path.write_text(text)
         with pytest.raises(UsageError, match=r'mine\.json is no file of records .*: name another'):
-            call(monkeypatch, ROOT / 'configs/demo/semfpn.py', '--records', path)
+            call(monkeypatch, ROOT / 'configs/shapes/semfpn.py', '--records', path)
         assert path.read_text() == text
 
 
@@ -211,7 +211,7 @@ def test_the_page_shows_its_records(match, monkeypatch):
 
 
 def test_float16_on_a_cpu(monkeypatch):
-    monkeypatch.setattr('sys.argv', ['one_run', 'configs/demo/semfpn.py', '--amp', 'float16'])
+    monkeypatch.setattr('sys.argv', ['one_run', 'configs/shapes/semfpn.py', '--amp', 'float16'])
     with pytest.raises(UsageError, match=r'float16 needs a GPU .*: pass --amp bfloat16'):
         one_run.main()
 
@@ -236,21 +236,21 @@ def test_a_run_that_fails_is_named_after_the_others_ran(tmp_path, monkeypatch):
     children = [Child(3), Child(0)]
     fake = SimpleNamespace(Popen=lambda *a, **k: children.pop(0), STDOUT=None)
     monkeypatch.setattr(compare, 'subprocess', fake)
-    config = ROOT / 'configs/demo/semfpn.py'
-    with pytest.raises(UsageError, match=r'^\S+demo/semfpn/seed_0: exit code 3, see \S+\.log$'):
+    config = ROOT / 'configs/shapes/semfpn.py'
+    with pytest.raises(UsageError, match=r'^\S+shapes/semfpn/seed_0: exit code 3, see \S+\.log$'):
         call(monkeypatch, config, '--work-dir', tmp_path, '--seeds', 2)
     assert children == []
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_interruption_ends_the_runs_and_keeps_what_they_wrote(number, tmp_path, monkeypatch):
-    config = str(ROOT / 'configs/demo/semfpn.py')
+    config = str(ROOT / 'configs/shapes/semfpn.py')
     so_far = record(config, done=2, budget=dict(max_iters=500, batch=4, amp=None))
     del so_far['test']
     child = Child()
 
     def wait(seconds: float) -> None:
-        (tmp_path / 'demo/semfpn/seed_0/record.json').write_text(json.dumps(so_far))
+        (tmp_path / 'shapes/semfpn/seed_0/record.json').write_text(json.dumps(so_far))
         signal.raise_signal(number)
 
     fake = SimpleNamespace(Popen=lambda *a, **k: child, STDOUT=None)
@@ -278,7 +278,7 @@ def test_seeds_take_turns(tmp_path, monkeypatch):
     configs = [str(tmp_path / f'{name}.py') for name in 'ab']
     for config in configs:
         with open(config, 'w') as file:
-            file.write(f"_base_ = '{ROOT}/configs/demo/semfpn.py'\n")
+            file.write(f"_base_ = '{ROOT}/configs/shapes/semfpn.py'\n")
     call(monkeypatch, *configs, '--work-dir', tmp_path, '--seeds', 2)
     assert started == [(c, s) for s in '01' for c in configs]
 

@@ -3,19 +3,21 @@
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
 
-from .conftest import import_tool
+from .conftest import ROOT, import_tool
 from .scripts import run_script
 
-VAL = 8
+VAL = 4
 ONE_ITERATION = [
-    'retinanet.train_cfg.max_epochs=1',
-    'maskrcnn.train_cfg.max_epochs=1',
-    'semfpn.train_cfg.max_iters=1',
+    'train_cfg.max_iters=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
     'maskrcnn.model.test_cfg.rcnn.max_per_img=5',  # in place of 100 masks per image, all wrong
     'train_dataloader.dataset.indices=2',
     'train_dataloader.batch_size=2',
@@ -45,15 +47,36 @@ class Finished:
         assert not self.returncode, self.done.stdout
 
 
+@pytest.fixture
+def nuclei(tmp_path) -> Path:
+    """The demonstration's data with fewer held-out images."""
+    source, data = ROOT / 'demo/nuclei', tmp_path / 'nuclei'
+    for folder in ('train2017', 'annotations/training'):
+        (data / folder).parent.mkdir(parents=True, exist_ok=True)
+        (data / folder).symlink_to(source / folder)
+    shutil.copy(source / 'annotations/instances_train2017.json', data / 'annotations')
+    held_out = json.loads((source / 'annotations/instances_val2017.json').read_text())
+    held_out['images'] = held_out['images'][:VAL]
+    kept = {image['id'] for image in held_out['images']}
+    held_out['annotations'] = [a for a in held_out['annotations'] if a['image_id'] in kept]
+    (data / 'annotations/instances_val2017.json').write_text(json.dumps(held_out))
+    for folder, suffix in (('val2017', '.jpg'), ('annotations/validation', '.png')):
+        (data / folder).mkdir()
+        for image in held_out['images']:
+            name = Path(image['file_name']).with_suffix(suffix)
+            shutil.copy(source / folder / name, data / folder)
+    return data
+
+
 @pytest.mark.slow
-def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
+def test_all_heads_end_to_end(demo, nuclei, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
     old = out / 'semfpn' / '20200101_000000'  # an older run must not be read
     (old / 'vis_data').mkdir(parents=True)
     (old / '20200101_000000.json').write_text('{"mIoU": 99.0}')
     (old / 'vis_data' / 'scalars.json').write_text('{"loss": 0.5, "step": 7}\n')
 
-    arguments = ['--out', str(out), '--train', '16', '--val', str(VAL)]
+    arguments = ['--out', str(out), '--data', str(nuclei)]
     monkeypatch.setattr('sys.argv', ['demo.py', *arguments, '--cfg-options', *ONE_ITERATION])
     heights = []  # of the picture, before each command
 
@@ -63,8 +86,7 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
         return Finished(command)
 
     monkeypatch.setattr(demo, 'subprocess', SimpleNamespace(Popen=start))
-    for root in ('COCO_ROOT', 'ADE_ROOT'):  # the demonstration sets them
-        monkeypatch.setenv(root, '')
+    monkeypatch.setenv('DEMO_ROOT', '')  # the demonstration sets it
     with pytest.raises(SystemExit) as end:
         demo.main()
 
@@ -76,8 +98,8 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
     assert f'Look at {out}/predictions.png and ' in printed
     steps = ['train.py', 'RetinaNet is done: look at', 'train.py', 'Mask R-CNN is done: look at']
     assert re.search('.*'.join(map(re.escape, steps)), printed, re.DOTALL)
-    one, two = heights[3], heights[5]  # heads in the picture
-    assert heights == [0, 0, 0, one, one, two, two]  # shapes, then training and test of each head
+    one, two = heights[2], heights[4]  # heads in the picture
+    assert heights == [0, 0, one, one, two, two]  # training and test of each head
     assert 0 < one < two
 
     rows = json.loads((out / 'summary.json').read_text())
@@ -88,25 +110,15 @@ def test_all_heads_end_to_end(demo, tmp_path, monkeypatch, capsys):
         ('Semantic FPN', 'mIoU'),
     ]
     for row in rows:
-        assert 0 <= row['value'] < row['required'] == 0.5
+        assert 0 <= row['value'] < row['required'] <= 0.8
         assert math.isfinite(row['train_seconds'] * row['test_seconds'])
         assert row['iterations'] == 1
 
-    for name in ('predictions.png', 'curves.png'):
+    for name in ('predictions.png', 'curves.png', *(f'{head}/gallery.png' for head in demo.HEADS)):
         height, width, _ = cv2.imread(str(out / name)).shape
         assert 1000 <= width <= 3000
         assert 400 <= height <= 1500
         assert cv2.imread(str(out / name)).std() > 10
-    for head, suffix in (('retinanet', 'jpg'), ('maskrcnn', 'jpg'), ('semfpn', 'png')):
-        pictures = [cv2.imread(str(path)) for path in (out / head / 'pictures').glob(f'*.{suffix}')]
-        assert [picture.shape for picture in pictures] == VAL * [(128, 256, 3)]
-
-
-def test_images_with_several_shapes_come_first(demo, tmp_path):
-    annotations = tmp_path / 'instances.json'
-    image_ids = [5, 5, 2, 2, 2, 1, 1, 4, 4, 4, 4]
-    annotations.write_text(json.dumps({'annotations': [{'image_id': i} for i in image_ids]}))
-    assert demo.choose_images(annotations) == [2, 4, 1]
 
 
 def test_failure_names_command_and_log(demo, tmp_path, monkeypatch):

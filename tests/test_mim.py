@@ -162,7 +162,7 @@ def test_all_commands_of_mim(mim, local, tree, server, shapes, tmp_path):
     mim('run', 'pvt-mmlab', 'convert', tmp_path / 'got/pvt_v2_b0.pth', converted, '--to', 'timm')
     assert 'stages.0.blocks.0.attn.kv.weight' in torch.load(converted, weights_only=True)
 
-    config, work_dir = package / '.mim/configs/demo/retinanet.py', tmp_path / 'work'
+    config, work_dir = package / '.mim/configs/shapes/retinanet.py', tmp_path / 'work'
     options = ['--cfg-options', *DETECTOR]
     printed = mim('train', 'pvt-mmlab', config, '--work-dir', work_dir, *options, **shapes)
     assert 'Epoch(val) [1][4/4]' in printed

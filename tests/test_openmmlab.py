@@ -118,7 +118,7 @@ def test_configs_of_backbones(name):
 def test_det_inferencer(tmp_path):
     from mmdet.apis import DetInferencer
 
-    config, weights = trained('configs/demo/maskrcnn.py', tmp_path)
+    config, weights = trained('configs/shapes/maskrcnn.py', tmp_path)
     predict = DetInferencer(str(config), weights, device='cpu', show_progress=False)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     result = predict(image, pred_score_thr=0.0, return_datasamples=True, no_save_vis=True)
@@ -131,7 +131,7 @@ def test_det_inferencer(tmp_path):
 def test_seg_inferencer(tmp_path):
     from mmseg.apis import MMSegInferencer
 
-    config, weights = trained('configs/demo/semfpn.py', tmp_path)
+    config, weights = trained('configs/shapes/semfpn.py', tmp_path)
     predict = MMSegInferencer(str(config), weights, device='cpu')
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     labels = predict(image, return_datasamples=True).pred_sem_seg.data

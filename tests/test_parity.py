@@ -151,7 +151,7 @@ def test_losses_of_a_whole_detector_with_mmdets_backbone(family, steps):
     from mmengine.config import Config
 
     root = Path(__file__).parents[1]
-    cfg = Config.fromfile(root / f'configs/demo/{family}.py').model
+    cfg = Config.fromfile(root / f'configs/shapes/{family}.py').model
     ours = MODELS.build(cfg)
     ours.init_weights()
     theirs = MODELS.build(cfg)

@@ -67,7 +67,7 @@ def run(*command: object, env: dict, code: int = 0, cwd: Path = ROOT, new: bool 
 def detector(shapes, tmp_path_factory):
     """A work dir with a detector of one epoch, and the output of its training."""
     folder = tmp_path_factory.mktemp('detector')
-    config = 'configs/demo/retinanet.py'
+    config = 'configs/shapes/retinanet.py'
     printed = run(
         *(TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *DETECTOR),
         env=shapes,
@@ -79,7 +79,7 @@ def detector(shapes, tmp_path_factory):
 @pytest.fixture(scope='session')
 def segmentor(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp('segmentor')
-    config = 'configs/demo/semfpn.py'
+    config = 'configs/shapes/semfpn.py'
     printed = run(
         *(TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *SEGMENTOR),
         env=shapes,
@@ -111,7 +111,7 @@ def test_testing_a_detector(detector, shapes, tmp_path):
     out, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
     arguments = ['--out', out, '--show-dir', pictures, '--work-dir', tmp_path]
     printed = run(
-        *(TOOLS / 'test.py', 'configs/demo/retinanet.py', folder / 'epoch_1.pth', *arguments),
+        *(TOOLS / 'test.py', 'configs/shapes/retinanet.py', folder / 'epoch_1.pth', *arguments),
         *('--cfg-options', *SHORT, 'model.test_cfg.score_thr=0.001'),
         env=shapes,
     )
@@ -131,7 +131,7 @@ def test_testing_a_segmentor(segmentor, shapes, tmp_path):
     out, pictures = tmp_path / 'maps', tmp_path / 'pictures'
     arguments = ['--out', out, '--show-dir', pictures, '--work-dir', tmp_path]
     printed = run(
-        *(TOOLS / 'test.py', 'configs/demo/semfpn.py', folder / 'iter_2.pth', *arguments),
+        *(TOOLS / 'test.py', 'configs/shapes/semfpn.py', folder / 'iter_2.pth', *arguments),
         *('--cfg-options', *SHORT),
         env=shapes,
     )
@@ -156,7 +156,7 @@ def test_resuming(detector, shapes, tmp_path):
     folder, printed = detector
     assert first_rate(printed, 1) == pytest.approx(RATES[0], rel=0.01)
     again = run(
-        *(TOOLS / 'train.py', 'configs/demo/retinanet.py', '--work-dir', tmp_path),
+        *(TOOLS / 'train.py', 'configs/shapes/retinanet.py', '--work-dir', tmp_path),
         *('--resume', folder / 'epoch_1.pth', '--cfg-options', *DETECTOR, 'train_cfg.max_epochs=2'),
         *NO_WEIGHTS,  # never looked for, since a checkpoint replaces them
         env=shapes,
@@ -169,7 +169,7 @@ def test_resuming(detector, shapes, tmp_path):
 def test_scaling_the_learning_rate(shapes, tmp_path):
     """Eight images per iteration; the config is made for sixteen."""
     printed = run(
-        *(TOOLS / 'train.py', 'configs/demo/retinanet.py', '--work-dir', tmp_path),
+        *(TOOLS / 'train.py', 'configs/shapes/retinanet.py', '--work-dir', tmp_path),
         *('--auto-scale-lr', '--cfg-options', *DETECTOR),
         env=shapes,
     )
@@ -180,7 +180,7 @@ def test_scaling_the_learning_rate(shapes, tmp_path):
     'change', [['--amp'], ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']]
 )
 def test_mixed_precision_needs_a_gpu(change, shapes, tmp_path):
-    arguments = ['configs/demo/retinanet.py', '--work-dir', tmp_path, *change]
+    arguments = ['configs/shapes/retinanet.py', '--work-dir', tmp_path, *change]
     printed = run(TOOLS / 'train.py', *arguments, env=shapes, code=1)
     assert printed.splitlines()[-1].startswith('Mixed precision needs a GPU and there is none')
 
@@ -197,7 +197,7 @@ def train_tool(shapes, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(ROOT)
 
-    def start(*arguments, config='configs/demo/retinanet.py'):
+    def start(*arguments, config='configs/shapes/retinanet.py'):
         monkeypatch.setattr('sys.argv', ['train.py', config, *arguments])
         train.main()
         return seen.pop()
@@ -244,7 +244,7 @@ def test_a_checkpoint_replaces_the_weights_of_all_backbones(
     arguments, kept, train_tool, tmp_path, monkeypatch
 ):
     """As in MMDetection's SoftTeacher, which has its backbone in a detector of its own."""
-    config = ROOT / 'configs/demo/retinanet.py'
+    config = ROOT / 'configs/shapes/retinanet.py'
     path = tmp_path / 'semi.py'
     path.write_text(f"""
 _base_ = '{config}'
@@ -272,7 +272,7 @@ def test_the_stock_tools_of_the_hosts_run_our_configs(host, config, options, sha
     stock = Path(find_spec(host).origin).parent / '.mim/tools/train.py'
     mine = tmp_path / 'mine.py'
     hooks = [dict(type='PeakMemoryHook')]
-    mine.write_text(f"_base_ = '{ROOT}/configs/demo/{config}.py'\ncustom_hooks = {hooks}\n")
+    mine.write_text(f"_base_ = '{ROOT}/configs/shapes/{config}.py'\ncustom_hooks = {hooks}\n")
     printed = run(stock, mine, '--work-dir', tmp_path, '--cfg-options', *options, env=shapes)
     assert re.search(r'Epoch\(train\).* memory: \d{3}|Iter\(train\).* memory: \d{3}', printed)
     checkpoint = next(p for p in tmp_path.glob('*_[12].pth'))
@@ -282,7 +282,7 @@ def test_the_stock_tools_of_the_hosts_run_our_configs(host, config, options, sha
 
 def test_two_processes_train_from_any_directory(shapes, tmp_path):
     printed = run(
-        *(TOOLS / 'dist_train.sh', ROOT / 'configs/demo/semfpn.py', 2, '--work-dir', 'here'),
+        *(TOOLS / 'dist_train.sh', ROOT / 'configs/shapes/semfpn.py', 2, '--work-dir', 'here'),
         *('--cfg-options', *SEGMENTOR, 'train_dataloader.batch_size=4'),
         *(
             'model_wrapper_cfg.type=MMDistributedDataParallel',
@@ -297,7 +297,7 @@ def test_two_processes_train_from_any_directory(shapes, tmp_path):
 
 def test_two_processes_test_as_one_does(detector, shapes, tmp_path):
     folder, _ = detector
-    arguments = ['configs/demo/retinanet.py', folder / 'epoch_1.pth', 2, '--work-dir', tmp_path]
+    arguments = ['configs/shapes/retinanet.py', folder / 'epoch_1.pth', 2, '--work-dir', tmp_path]
     options = [*SHORT, 'model.test_cfg.score_thr=0.001']
     run(
         *(TOOLS / 'dist_test.sh', *arguments, '--out', tmp_path / 'two.pkl'),
@@ -318,7 +318,7 @@ def test_two_processes_test_as_one_does(detector, shapes, tmp_path):
 
 def test_ctrl_c_leaves_what_can_be_resumed(shapes, tmp_path):
     options = [*DETECTOR, 'train_cfg.max_epochs=1000', 'train_cfg.val_interval=1000']
-    command = [sys.executable, TOOLS / 'train.py', 'configs/demo/retinanet.py']
+    command = [sys.executable, TOOLS / 'train.py', 'configs/shapes/retinanet.py']
     command += ['--work-dir', tmp_path, '--cfg-options', *options]
     child = subprocess.Popen(
         [str(word) for word in command],
@@ -353,7 +353,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(shapes, tmp_path):
     options = [*DETECTOR, 'train_cfg.max_epochs=2', 'randomness.seed=1']
     options += ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=3']
     options += ['default_hooks.checkpoint.max_keep_ckpts=-1', 'model.backbone.drop_path_rate=0.3']
-    command = [TOOLS / 'train.py', 'configs/demo/retinanet.py']
+    command = [TOOLS / 'train.py', 'configs/shapes/retinanet.py']
     run(*command, '--work-dir', tmp_path / 'whole', '--cfg-options', *options, env=shapes)
     first = tmp_path / 'whole/iter_3.pth'
     for workers in (0, 2):
@@ -406,7 +406,7 @@ def test_mistakes_in_a_config(change, message, shapes, tmp_path):
     torch.save(evil, tmp_path / 'evil.pth')
     change = change.replace('WEIGHTS', str(tmp_path / 'weights.pth'))
     change = change.replace('EVIL', str(tmp_path / 'evil.pth'))
-    config = 'configs/demo/retinanet.py'
+    config = 'configs/shapes/retinanet.py'
     printed = run(
         *(TOOLS / 'train.py', config, '--work-dir', tmp_path, '--cfg-options', *DETECTOR, change),
         env=shapes,
@@ -417,7 +417,7 @@ def test_mistakes_in_a_config(change, message, shapes, tmp_path):
 
 
 def test_mistakes_of_testing(shapes, tmp_path):
-    config = 'configs/demo/retinanet.py'
+    config = 'configs/shapes/retinanet.py'
     printed = run(TOOLS / 'test.py', config, 'none.pth', env=shapes, code=1)
     assert re.fullmatch(
         r'none\.pth does not exist \(from .*\), expected a weight file, .* pvt_v2_b5\.\n', printed

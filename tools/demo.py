@@ -1,8 +1,8 @@
-"""Train and test the three heads on a small generated dataset, and show the results.
+"""Train the three heads on cell nuclei, test them on held-out images, and show the results.
 
     python tools/demo.py [--out work_dirs/demo] [--heads retinanet maskrcnn semfpn]
-    python tools/demo.py --heads semfpn --cfg-options train_cfg.max_iters=400
-    python tools/demo.py --cfg-options retinanet.train_cfg.max_epochs=8
+    python tools/demo.py --heads semfpn --cfg-options train_cfg.max_iters=300
+    python tools/demo.py --cfg-options retinanet.train_cfg.max_iters=800
 
 It prints every command that it runs, and each can be typed as well. --cfg-options are passed on to
 tools/train.py and tools/test.py; one that begins with the name of a head is for that head only.
@@ -17,23 +17,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 from matplotlib.figure import Figure
 from mmengine.runner import find_latest_checkpoint
 
 from pvt_mm.engine.logs import Curves, Metric, draw_curves, read_curves, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
-# The title of each configs/demo/HEAD.py, and its metrics on the validation images.
+# The title of each configs/demo/HEAD.py, and its metrics on the held-out images.
 HEADS = {
-    'retinanet': ('RetinaNet', [Metric('bbox_mAP_50', 1, 0.5)]),
-    'maskrcnn': ('Mask R-CNN', [Metric('segm_mAP_50', 1, 0.5), Metric('bbox_mAP_50', 1, 0.5)]),
-    'semfpn': ('Semantic FPN', [Metric('mIoU', 0.01, 0.5)]),
+    'retinanet': ('RetinaNet', [Metric('bbox_mAP_50', 1, 0.7)]),
+    'maskrcnn': ('Mask R-CNN', [Metric('segm_mAP_50', 1, 0.6), Metric('bbox_mAP_50', 1, 0.6)]),
+    'semfpn': ('Semantic FPN', [Metric('mIoU', 0.01, 0.75)]),
 }
 
 
@@ -51,8 +49,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--heads', nargs='+', choices=HEADS, default=list(HEADS))
-    parser.add_argument('--train', type=int, default=800, help='training images')
-    parser.add_argument('--val', type=int, default=80, help='validation images')
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=ROOT / 'demo/nuclei',
+        help='images, COCO files and label maps, laid out like the default demo/nuclei',
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='[HEAD.]KEY=VALUE')
     return parser.parse_args()
 
@@ -103,38 +105,23 @@ def train_and_test(head: str, out: Path, options: list[str]) -> Result:
     metrics = HEADS[head][1]
     train_seconds, added = run('train.py', config, *more, folder=folder)
     curves = read_curves(pick(added, 'vis_data/scalars.json'), metrics)
-    more = [shown(find_latest_checkpoint(folder)), '--show-dir', folder / 'pictures', *more]
+    more = [shown(find_latest_checkpoint(folder)), '--gallery', folder / 'gallery.png', *more]
     test_seconds, added = run('test.py', config, *more, folder=folder)
     record = json.loads(pick(added, '[0-9]*/[0-9]*.json').read_text())
     return Result(head, curves, read_values(record, metrics), train_seconds, test_seconds)
 
 
-def choose_images(annotations: Path) -> list[int]:
-    """The first three images with three shapes or more, then those with fewer."""
-    shapes = Counter(a['image_id'] for a in json.loads(annotations.read_text())['annotations'])
-    return sorted(sorted(shapes), key=lambda image: shapes[image] < 3)[:3]
-
-
-def draw_predictions(results: list[Result], images: list[int], out: Path, path: Path) -> None:
-    """A row of the hosts' pictures for each head; the left half of each is the ground truth."""
-    figure = Figure(figsize=(5 * len(images), 2.6 * len(results)), layout='constrained')
-    axes = figure.subplots(len(results), len(images), squeeze=False)
-    for row, result in zip(axes, results, strict=True):
+def join_pictures(results: list[Result], out: Path, path: Path) -> None:
+    """The gallery of each head below the other, with its name and result above it."""
+    figure = Figure(figsize=(14, 4.3 * len(results)), layout='constrained')
+    axes = figure.subplots(len(results), 1, squeeze=False).flat
+    for axis, result in zip(axes, results, strict=True):
         name, metrics = HEADS[result.head]
-        metric = metrics[0].name
-        row[0].set_ylabel(f'{name}\n{metric} {result.values[metric]:.2f}', fontsize=13)
-        for axis, image in zip(row, images, strict=True):
-            # 000000000012.jpg by mmdet, test_ADE_val_00000012.jpg_12.png by mmseg
-            picture = next((out / result.head / 'pictures').glob(f'*{image:08}.*'))
-            truth, prediction = np.split(cv2.imread(str(picture))[..., ::-1], 2, axis=1)
-            gap = np.full_like(truth[:, :4], 255)
-            axis.imshow(np.hstack([truth, gap, prediction]), interpolation='nearest')
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    for axis in axes[0]:
-        for x, half in ((0.25, 'ground truth'), (0.75, 'prediction')):
-            axis.text(x, 1.03, half, transform=axis.transAxes, ha='center', fontsize=13)
-    figure.savefig(path, dpi=120)
+        values = ', '.join(f'{m.name} {result.values[m.name]:.2f}' for m in metrics)
+        axis.set_title(f'{name}: {values}', fontsize=15)
+        axis.imshow(cv2.imread(str(out / result.head / 'gallery.png'))[..., ::-1])
+        axis.set_axis_off()
+    figure.savefig(path, dpi=100)
 
 
 def summarise(results: list[Result]) -> list[dict]:
@@ -155,7 +142,7 @@ def summarise(results: list[Result]) -> list[dict]:
 
 
 def print_table(rows: list[dict]) -> None:
-    print('\nhead          metric (val)    value  required  train s  test s  iterations')
+    print('\nhead          metric          value  required  train s  test s  iterations')
     for row in rows:
         print(
             '{head:13} {metric:13} {value:7.3f} {required:9.3f} {train_seconds:8.0f} '
@@ -166,17 +153,13 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     args = parse_args()
     out = Path(shown(args.out))
-    counts = ['--train', args.train, '--val', args.val]
-    run('make_shapes.py', out / 'shapes', *counts, folder=out)
-    coco, ade = out / 'shapes/coco', out / 'shapes/ade/ADEChallengeData2016'
-    os.environ.update(COCO_ROOT=str(coco), ADE_ROOT=str(ade))
-    print('\n$', shlex.join(['export', f'COCO_ROOT={coco}', f'ADE_ROOT={ade}']))
+    os.environ['DEMO_ROOT'] = data = shown(args.data)
+    print('$', shlex.join(['export', f'DEMO_ROOT={data}']))
 
-    images = choose_images(coco / 'annotations/instances_val2017.json')
     results, predictions = [], out / 'predictions.png'
     for head in args.heads:
         results.append(train_and_test(head, out, args.cfg_options))
-        draw_predictions(results, images, out, predictions)
+        join_pictures(results, out, predictions)
         print(f'\n{HEADS[head][0]} is done: look at {predictions}.', flush=True)
     draw_curves([(*HEADS[result.head], result.curves) for result in results], out / 'curves.png')
     rows = summarise(results)
@@ -184,7 +167,7 @@ def main() -> None:
 
     print_table(rows)
     print(f'\nLook at {predictions} and {out}/curves.png. The table is also in')
-    print(f'{out}/summary.json, a picture of every validation image in {out}/HEAD/pictures/.')
+    print(f'{out}/summary.json, the best and the worst images of a head in {out}/HEAD/gallery.png.')
     sys.stdout.flush()
     missed = [row for row in rows if not row['value'] >= row['required']]
     if missed:

@@ -32,6 +32,11 @@ def parse_args() -> argparse.Namespace:
         '--show-dir',
         help='a folder for pictures, ground truth left, predictions right',
     )
+    parser.add_argument(
+        '--gallery',
+        metavar='PICTURE',
+        help='draw the two best and the two worst images, truth beside prediction',
+    )
     add_arguments(parser)
     return parser.parse_args()
 
@@ -72,6 +77,11 @@ def main() -> None:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    if args.gallery:
+        from pvt_mm.engine.gallery import GalleryHook
+
+        shown = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
+        runner.register_hook(GalleryHook(args.gallery, shown))
     runner.test()
 
 

@@ -3,7 +3,7 @@
 _base_ = '../maskrcnn/pvt_t_fpn_1x.py'
 
 data_root = '{{$NUCLEI_ROOT:data/dsb2018}}'
-metainfo = dict(classes=('nucleus',))
+metainfo = dict(classes=('nucleus',), palette=[(255, 200, 0)])
 model = dict(
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
     neck=dict(out_channels=128),

@@ -3,7 +3,7 @@
 _base_ = '../bccd/retinanet_pvt_t.py'
 
 data_root = '{{$NUCLEI_ROOT:data/dsb2018}}'
-metainfo = dict(classes=('nucleus',))
+metainfo = dict(classes=('nucleus',), palette=[(255, 200, 0)])
 model = dict(bbox_head=dict(num_classes=1))
 
 enlarge = dict(type='Resize', scale_factor=1.5)  # half of the nuclei are below 17 pixels

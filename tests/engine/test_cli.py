@@ -208,7 +208,7 @@ def test_a_host_that_cannot_be_imported(monkeypatch):
 @pytest.mark.parametrize('name', ['retinanet', 'semfpn'])
 def test_build_model(name, tmp_path):
     """Of a config whose data is not there, with the weights of a trained model."""
-    config = ROOT / f'configs/demo/{name}.py'
+    config = ROOT / f'configs/shapes/{name}.py'
     cfg = Config.fromfile(config)
     cfg.model.backbone.depths = (1, 1, 1, 1)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -227,7 +227,7 @@ def test_build_model(name, tmp_path):
 
 
 def test_mistakes_of_building(tmp_path):
-    config = ROOT / 'configs/demo/retinanet.py'
+    config = ROOT / 'configs/shapes/retinanet.py'
     with pytest.raises(UsageError, match=r'none\.py is no file'):
         build_model('none.py', 'epoch_1.pth')
     torch.save(dict(state_dict={}, meta={}), tmp_path / 'empty.pth')
