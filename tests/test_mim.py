@@ -4,7 +4,6 @@ It gets a temporary environment on top of this one, since it pins pandas, which 
 """
 
 import functools
-import hashlib
 import http.server
 import importlib.metadata
 import os
@@ -58,14 +57,18 @@ class Mim:
     def pip(self, *arguments: object) -> str:
         return self.run(self.python, '-m', 'pip', *arguments)
 
-    def packages(self) -> tuple[set[str], dict[Path, str]]:
-        """pip's list and the hashes of all files, without this package."""
+    def packages(self) -> tuple[set[str], dict[Path, tuple[int, ...]]]:
+        """pip's list, and what changes when a file is replaced; without this package."""
         files = (path for folder in (self.site, self.below) for path in folder.rglob('*.*'))
         listed = self.pip('list', '--format', 'freeze')
-        hashes = {path: digest(path) for path in files if path.suffix != '.pyc' and path.is_file()}
+        found = {path: path.stat() for path in files if path.suffix != '.pyc' and path.is_file()}
         return (
             {line for line in listed.splitlines() if 'pvt-mmlab' not in line},
-            {path: found for path, found in hashes.items() if 'pvt_mm' not in str(path.parent)},
+            {
+                path: (about.st_ino, about.st_size, about.st_mtime_ns)
+                for path, about in found.items()
+                if 'pvt_mm' not in str(path.parent)
+            },
         )
 
     @staticmethod
@@ -86,11 +89,6 @@ def without_hosts(packages: Path, folder: Path) -> Path:
         if not path.name.startswith(('mm', 'onedl', 'pvt')):
             (folder / path.name).symlink_to(path)
     return folder
-
-
-def digest(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha1').hexdigest()
 
 
 @pytest.fixture
