@@ -32,7 +32,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.files import read_json, write_text
-from benchmarks.gpu.report import as_markdown
+from benchmarks.markdown import as_markdown
 from benchmarks.one_run import AMP, Record, budget
 from pvt_mm.engine import UsageError, run
 

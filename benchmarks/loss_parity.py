@@ -17,7 +17,7 @@ from mmengine.runner import Runner, set_random_seed
 
 from pvt_mm.engine import check_data, import_host
 
-from .peers import builtin
+from .speed.peers import builtin
 
 TOLERANCE = 1e-4
 

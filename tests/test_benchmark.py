@@ -15,17 +15,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import (
+from benchmarks import plot_overfit, record
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import (
     children,
     contender,
     goals,
     matrix,
     meters,
     peers,
-    plot_overfit,
     products,
-    record,
-    speed,
     tables,
 )
 from pvt_mm import PVT, PVTv2
@@ -243,7 +242,7 @@ def ask(lines: list[object], folder: Path) -> list[dict]:
     code = (
         'import runpy, sys; '
         'sys.modules.update(dict.fromkeys(["pvt_mm", "mmengine", "mmcv", "mmdet"])); '
-        'runpy.run_module("benchmarks.contender", run_name="__main__")'
+        'runpy.run_module("benchmarks.speed.contender", run_name="__main__")'
     )
     done = subprocess.run(
         [sys.executable, '-c', code],
@@ -486,9 +485,10 @@ def test_rows_beyond_the_time_limit_are_reported_and_every_row_is_written(monkey
 
 HUNGRY = """
 import torch
-from pvt_mm import PVT, PVTv2
 
-def hungry(cls, arch):
+def hungry(name, arch):
+    import pvt_mm
+    cls = getattr(pvt_mm, name)
     class Model(cls):
         def forward(self, x):
             if x.shape[2] > 32:
@@ -497,10 +497,10 @@ def hungry(cls, arch):
     return Model(arch, drop_path_rate=0.0)
 
 def pvt_tiny(pretrained):
-    return hungry(PVT, 'tiny')
+    return hungry('PVT', 'tiny')
 
 def pvt_v2_b0(pretrained):
-    return hungry(PVTv2, 'b0')
+    return hungry('PVTv2', 'b0')
 """
 
 

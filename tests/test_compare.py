@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from benchmarks import compare, one_run
-from benchmarks.gpu.report import as_markdown
+from benchmarks.markdown import as_markdown
 from benchmarks.record import BLOCK
 from pvt_mm.engine import UsageError
 

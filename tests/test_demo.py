@@ -1,5 +1,6 @@
 """The demonstration runs, reads the files of its own runs and names the missed values."""
 
+import contextlib
 import json
 import math
 import re
@@ -8,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
 from .conftest import ROOT, import_tool
 from .scripts import run_script
@@ -66,6 +69,30 @@ def nuclei(tmp_path) -> Path:
             name = Path(image['file_name']).with_suffix(suffix)
             shutil.copy(source / folder / name, data / folder)
     return data
+
+
+def test_the_nuclei_of_the_project():
+    """Boxes, masks and label maps agree; no image is in both splits; at most 4 MB travel."""
+    data = ROOT / 'demo/nuclei'
+    assert sum(path.stat().st_size for path in data.rglob('*') if path.is_file()) <= 4e6
+    assert 'CC0' in (data / 'README.md').read_text('utf-8')
+    names = []
+    for split, maps, number in (('train', 'training', 218), ('val', 'validation', 37)):
+        file = data / f'annotations/instances_{split}2017.json'
+        with contextlib.redirect_stdout(None):
+            coco = COCO(file)
+        assert len(coco.imgs) == number
+        names += [image['file_name'] for image in coco.imgs.values()]
+        for image in list(coco.imgs.values())[:10]:
+            pixels = cv2.imread(str(data / f'{split}2017' / image['file_name']))
+            assert pixels.shape == (image['height'], image['width'], 3)
+            objects = coco.imgToAnns[image['id']]
+            nuclei = np.any([coco.annToMask(found) for found in objects], axis=0)
+            label_map = data / f'annotations/{maps}' / f'{Path(image["file_name"]).stem}.png'
+            labels = cv2.imread(str(label_map), cv2.IMREAD_UNCHANGED)
+            assert set(np.unique(labels)) == {1, 2}
+            assert (nuclei == (labels == 2)).mean() > 0.98  # polygons round the outlines
+    assert len(set(names)) == len(names) == 255
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ FILES = sorted(
 # Calls that import a file by its path, and sys.path, hide an arrow. These files need them: for
 # import_tool and run_script, and for the file that --official names.
 HIDDEN = ('spec_from_file_location', 'run_path', 'sys.path')
-MAY_HIDE = {'tests/conftest.py', 'tests/scripts.py', 'benchmarks/peers.py'}
+MAY_HIDE = {'tests/conftest.py', 'tests/scripts.py', 'benchmarks/speed/peers.py'}
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import builtin
+from benchmarks.speed.peers import builtin
 from pvt_mm import PVT, PVTv2, cpu
 
 from .conftest import ALL_ARCHS, arch_id, randomise

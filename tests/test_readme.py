@@ -100,7 +100,9 @@ def test_the_readme_leads_to_every_page(page):
 def test_files_and_modules_that_a_page_names_exist(page):
     named = set(re.findall(rf'(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w', TEXTS[page]))
     modules = set(re.findall(r'python -m ((?:benchmarks|pvt_mm)(?:\.\w+)+)', TEXTS[page]))
-    named |= {module.replace('.', '/') + '.py' for module in modules}
+    for module in modules:  # a file, or a package that runs
+        path = ROOT / module.replace('.', '/')
+        named.add(f'{path}/__main__.py' if path.is_dir() else f'{path}.py')
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 

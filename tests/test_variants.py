@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.variants import VARIANTS
+from benchmarks.speed.variants import VARIANTS
 from pvt_mm import PVT, PVTv2, cpu
 from pvt_mm.pvt import Block
 

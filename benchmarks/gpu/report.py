@@ -8,17 +8,16 @@ several folders the last one counts. What has not run is said in so many words.
 """
 
 import argparse
-import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import goals, tables
 from benchmarks.files import read_json
+from benchmarks.markdown import as_markdown
+from benchmarks.speed import goals, tables
 
 from .environment import model_digest
 
@@ -37,14 +36,6 @@ def read(folders: Iterable[Path]) -> dict[str, Record]:
         for path in sorted(folder.rglob('*.json'))
         if not path.name.startswith('.')
     }
-
-
-def as_markdown(made: Table) -> str:
-    text = io.StringIO()
-    Console(file=text, width=1000).print(made)
-    return '\n'.join(
-        re.sub(r' {2,}', ' ', line).rstrip() for line in text.getvalue().strip().splitlines()
-    )
 
 
 def how_it_ended(record: Record) -> str:

@@ -24,10 +24,10 @@ case $PHASE in
     measure) BUDGET=${2:-360} ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
-MATRIX=--matrix MODELS='pvt_v2_b2 pvt_small' DETECTION=2x800x1344 PEERS='' TURNS='--pairs 3' SLOWER=1
+MATRIX=--matrix COMPILED=--matrix MODELS='pvt_v2_b2 pvt_small' DETECTION=2x800x1344 PEERS='' TURNS='--pairs 3' SLOWER=1
 if [ "$DEVICE" = cpu ]; then
-    SLOWER=4 BUDGET=$((4 * BUDGET)) MODELS=pvt_v2_b0 DETECTION=1x32x64
-    MATRIX="pvt_tiny pvt_v2_b0 --mode train inference --images $DETECTION" TURNS='--pairs 1 --min-seconds 0.01 --keep'
+    SLOWER=4 BUDGET=$((4 * BUDGET)) MODELS=pvt_v2_b0 DETECTION=1x32x64 TURNS='--pairs 1 --min-seconds 0.01 --keep'
+    MATRIX="pvt_tiny pvt_v2_b0 --mode train inference --images $DETECTION" COMPILED="pvt_v2_b0 --images $DETECTION"
 fi
 if compgen -G '.gpu/official/pvt*.py' >/dev/null; then PEERS='--peers mmdet timm hf official --official .gpu/official'; fi
 mkdir -p "$OUT" "$WORK"
@@ -77,7 +77,7 @@ else
                 --seconds "$seconds" --work-dir "$WORK/$name" --json "$WORK/$name.json"
         fi
     done
-    if [ "$(left)" -ge 60 ]; then speed compiled "$(left)" $MATRIX --compile $PEERS; fi
+    if [ "$(left)" -ge 60 ]; then speed compiled "$(left)" $COMPILED --compile $PEERS; fi
 fi
 echo "--- $PHASE: $SECONDS s; results in $OUT:"
 ls -l "$OUT"

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from benchmarks.peers import builtin
+from benchmarks.speed.peers import builtin
 from pvt_mm import PVT, PVTv2
 from pvt_mm.weights.names import (
     LIBRARIES,

@@ -1,4 +1,4 @@
-"""Tables and charts of benchmarks/speed.py, and the numbers in them."""
+"""Tables and charts of benchmarks/speed, and the numbers in them."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""One contender of benchmarks/speed.py, in a process of its own, which may be another Python.
+"""One contender of benchmarks/speed, in a process of its own, which may be another Python.
 
 It reads lines from standard input and answers each with a line of JSON. A line is a task in JSON,
 which replaces the task before, or the name of a method of Contender, or ``release``. It needs torch
@@ -46,7 +46,7 @@ class Contender:
     """A model, or only its matrix products, that runs some steps at a time.
 
     Args:
-        task: What to run; see ``benchmarks.children.start``.
+        task: What to run; see ``benchmarks.speed.children.start``.
         models: The model of the last task, to be used again, by its part of the task.
     """
 

@@ -1,4 +1,4 @@
-"""A whole detector or segmentor under the Runner, as a contender of benchmarks/speed.py."""
+"""A whole detector or segmentor under the Runner, as a contender of benchmarks/speed."""
 
 import sys
 import time

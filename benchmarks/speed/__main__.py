@@ -41,7 +41,7 @@ The file of --json is a list with an object for each setting, written again afte
     about            contender -> version, torch, first, no_graph (why the roofline has gaps)
     left_out         a line for each contender that could not run, with the reason
     profile          operators, and on a GPU kernels: name -> seconds
-    goals            on a GPU: goal -> value, passed, peer (benchmarks/goals.py)
+    goals            on a GPU: goal -> value, passed, peer (benchmarks/speed/goals.py)
     not_run          why the setting has no rows; absent otherwise
     duration         seconds that the setting took
 """
@@ -62,11 +62,11 @@ import torch
 from mmengine.config import Config, DictAction
 from rich.console import Console
 
+from benchmarks.files import write_json
 from pvt_mm import flops
 
 from . import goals, matrix, tables
 from .children import Child, Deadline, Pool, measure, start
-from .files import write_json
 from .goals import PEERS
 from .variants import VARIANTS
 
@@ -76,13 +76,15 @@ SETTING = ('model', 'mode', 'size', 'batch', 'dtype', 'device', 'compile')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog='python -m benchmarks.speed',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = flops.backbones()
     parser.add_argument('model', nargs='*', help=f'out of {", ".join(known)}')
     parser.add_argument('--config', help='a whole detector or segmentor instead')
     parser.add_argument(
-        '--matrix', action='store_true', help='the settings of benchmarks/matrix.py instead'
+        '--matrix', action='store_true', help='the settings of benchmarks/speed/matrix.py instead'
     )
     parser.add_argument('--checkpoint', help='of a config; default: random weights')
     parser.add_argument('--mode', choices=['inference', 'train'], nargs='+', default=['inference'])

@@ -1,4 +1,4 @@
-"""The processes of benchmarks/speed.py: they start, run their turns, and end."""
+"""The processes of benchmarks/speed: they start, run their turns, and end."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from pvt_mm import PVTv2, flops
 from pvt_mm.weights import read_checkpoint
 from pvt_mm.weights.names import from_pvt_mm, unwrap
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUP = (
     6  # kept processes that prepare a setting at the same time: ours, the roofline and the peers
 )
@@ -58,7 +58,7 @@ class Child:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         try:
             self.process = subprocess.Popen(
-                [self.python, '-m', 'benchmarks.contender'],
+                [self.python, '-m', 'benchmarks.speed.contender'],
                 env=os.environ | dict(PYTHONPATH=path),
                 text=True,
                 stdin=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.speed``: time and memory of PVT beside its peers."""
