@@ -22,7 +22,7 @@ from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from ..weights import find_checkpoint
 from .briefing import BriefingHook
 from .errors import TrainingStopped, UsageError
-from .group import control_group, gather, timeout_of
+from .group import control_group, gather, restarted_store, timeout_of
 from .hooks import (
     CompleteCheckpointHook,
     DataWaitHook,
@@ -99,13 +99,16 @@ class ToolRunner(Runner):
         return loader
 
     def setup_env(self, env_cfg: dict) -> None:
-        # mmengine would choose a GPU before it looks at the backend.
-        on_cpu = self.launcher == 'pytorch' and not torch.cuda.is_available()
-        if on_cpu and not dist.is_initialized():
-            dist.init_process_group('gloo', **timeout_of(env_cfg.get('dist_cfg', {})))
+        config = env_cfg.get('dist_cfg', {})
+        if self.launcher == 'pytorch' and not dist.is_initialized():
+            again = restarted_store(config)
+            env_cfg = dict(env_cfg, dist_cfg=dict(config, **again))
+            # mmengine would choose a GPU before it looks at the backend.
+            if not torch.cuda.is_available():
+                dist.init_process_group('gloo', **again, **timeout_of(config))
         super().setup_env(env_cfg)
         if self.distributed:
-            control_group(**timeout_of(env_cfg.get('dist_cfg', {})))
+            control_group(**timeout_of(config))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         on_gpu = torch.cuda.is_available()
