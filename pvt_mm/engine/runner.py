@@ -16,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
@@ -31,7 +32,7 @@ from .hooks import (
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
-from .resume import STATE, check_readable, describe_changes, find_newest
+from .resume import STATE, check_readable, describe_changes, each, find_newest
 from .signals import SignalWatch, StopOnSignalHook, Stopped
 
 # Prefixes of start-up messages that only go to the log file.
@@ -138,6 +139,18 @@ class ToolRunner(Runner):
             loop['type'] = _RESUMABLE.get(_name(loop['type']), loop['type'])
         return super().build_train_loop(loop)
 
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
+        # On a GPU a fused one takes less time, and NaNGuardHook need not wait for it.
+        if (
+            torch.cuda.is_available()
+            and isinstance(optimizer, dict)
+            and _name(optimizer['type']) in ('Adam', 'AdamW')
+            and optimizer.keys().isdisjoint(('foreach', 'fused', 'capturable', 'differentiable'))
+        ):
+            optim_wrapper = dict(optim_wrapper, optimizer=dict(optimizer, fused=True))
+        return super().build_optim_wrapper(optim_wrapper)
+
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
         if isinstance(hook, dict) and _name(hook['type']) == 'CheckpointHook':
             hook = dict(hook, type='DurableCheckpointHook')
@@ -175,7 +188,11 @@ class ToolRunner(Runner):
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         built = _initial_rate(self.optim_wrapper)
+        optimizers = [wrapper.optimizer for wrapper in each(self.optim_wrapper)]
+        kernels = [[dict(group) for group in one.param_groups] for one in optimizers]
         super().resume(filename, *args, **kwargs)
+        for optimizer, groups in zip(optimizers, kernels, strict=True):
+            _keep_kernels(optimizer, groups)
         state = self.message_hub.runtime_info.get(STATE, {})
         if told := describe_changes(self, state, _initial_rate(self.optim_wrapper), built):
             self.logger.warning(told)
@@ -216,5 +233,23 @@ def _name(kind: str | type) -> str:
 
 
 def _initial_rate(wrapper: OptimWrapper) -> float:
-    group = wrapper.optimizer.param_groups[0]
+    group = each(wrapper)[0].optimizer.param_groups[0]
     return group.get('initial_lr', group['lr'])
+
+
+def _keep_kernels(optimizer: Optimizer, groups: list[dict]) -> None:
+    """Step with the kernels of the config, after a checkpoint has set those of its own run.
+
+    Args:
+        groups: The parameter groups before.
+    """
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group |= {key: before[key] for key in ('foreach', 'fused') if key in before}
+        # torch reads the number of steps on the CPU, other kernels on the device. mmengine loads it
+        # onto the GPU, where reading it would wait for the GPU, for each parameter.
+        is_on_device = group.get('fused') or group.get('capturable')
+        for parameter in group['params']:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get('step'), torch.Tensor):
+                device = parameter.device if is_on_device else 'cpu'
+                state['step'] = state['step'].to(device, torch.float32)
