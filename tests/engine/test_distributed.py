@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 class Classifier(BaseModel):
     def __init__(self, cls=PVTv2, **kwargs):
         super().__init__()
-        self.backbone = randomise(cls(SHALLOW, drop_path_rate=0.0, **kwargs))
+        self.backbone = randomise(cls(SHALLOW, **dict(drop_path_rate=0.0) | kwargs))
 
     def init_weights(self):
         """Keep the weights, which are the same in all processes."""
@@ -74,7 +74,7 @@ def train(folder, size=1, hooks=(), epochs=1, images=12, batch=12, sampler=None,
         train_dataloader=dict(
             batch_size=batch // size,
             collate_fn=dict(type='default_collate'),
-            dataset=[dict(x=image) for image in data],
+            dataset=(Noisy if kwargs.pop('noise', False) else list)(dict(x=x) for x in data),
             sampler=sampler,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -84,7 +84,7 @@ def train(folder, size=1, hooks=(), epochs=1, images=12, batch=12, sampler=None,
         launcher='pytorch' if size > 1 else 'none',
         env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=TIMEOUT)),
         experiment_name=f'{Path(folder).name}-{size}',
-        randomness=dict(seed=0),
+        randomness=dict(seed=0) | kwargs.pop('randomness', {}),
         **kwargs,
     )
     runner.train()
@@ -179,12 +179,36 @@ def test_a_process_that_stands_still_ends_the_others_after_the_timeout(tmp_path,
     assert 'Process 0 lost another one in iteration 5' in outputs[0]
 
 
-def test_a_signal_to_one_process_stops_all(tmp_path, free_port):
-    arguments = str(tmp_path), 1, signal.SIGTERM
-    codes, outputs = run_group(2, tmp_path, free_port, train_with_fault, *arguments)
+class Noisy(list):
+    """Images with noise, from random numbers that are drawn when they are loaded."""
+
+    def __getitem__(self, index):
+        x = super().__getitem__(index)['x']
+        return dict(x=x + torch.rand(()))
+
+
+def stop_and_resume(size, folder):
+    arguments = dict(size=size, epochs=2, images=12, batch=4, noise=True)
+    arguments |= dict(sampler=dict(shuffle=True), model=dict(drop_path_rate=0.3))
+    arguments |= dict(randomness=dict(diff_rank_seed=True))
+    with pytest.raises(SystemExit) as ended:
+        train(folder, hooks=[Fault(1, signal.SIGTERM)], **arguments)
+    resumed = train(folder, resume=True, **arguments).model.state_dict()
+    whole = train(f'{folder}/whole', **arguments).model.state_dict()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    raise ended.value
+
+
+def test_a_signal_to_one_process_stops_all_and_they_go_on_exactly(tmp_path, free_port):
+    """In the second epoch; each process has random numbers of its own."""
+    codes, outputs = run_group(2, tmp_path, free_port, stop_and_resume, str(tmp_path))
     assert codes == [143, 143], outputs
-    assert 'SIGTERM after iteration 5: go on from' in outputs[0]
-    assert (tmp_path / 'epoch_5.pth').exists() or (tmp_path / 'stopped_iter_5.pth').exists()
+    told = f'SIGTERM after iteration 5: go on from {tmp_path}/stopped_iter_5.pth'
+    assert told in outputs[0] and 'resumed epoch: 1, iter: 5' in outputs[0]
+    state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['training_state']
+    first, second = (numbers['torch'] for numbers in state['random'])
+    assert not torch.equal(first, second)
 
 
 def train_unevenly(size, folder):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from pvt_mm.engine import NaNGuardHook, TrainingStopped, nonfinite
 
-from .toys import Toy, toy_runner
+from .toys import Scaled, Toy, toy_runner
 
 BAD = 2  # the iteration, from 0, whose batch is bad
 
@@ -190,29 +190,13 @@ def test_with_mmengine_s_checkpoint_hook(tmp_path):
     assert meta['iter'] == BAD
 
 
-class Scaled(OptimWrapper):
-    """AmpOptimWrapper without a GPU: the scaler leaves out steps whose gradients overflow."""
-
-    def __init__(self, init_scale=2.0**10, **kwargs):
-        super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale, growth_interval=1)
-
-    def backward(self, loss, **kwargs):
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs):
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
-
-
 def scaled_runner(tmp_path, model, scale, is_fused, **kwargs):
     runner = toy_runner(tmp_path, model=model, **kwargs)
     if is_fused:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    runner.optim_wrapper = Scaled(init_scale=scale, optimizer=optimizer)
+    runner.optim_wrapper = Scaled(scale, optimizer=optimizer)
     return runner
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -20,6 +22,21 @@ class Toy(BaseModel):
 
     def forward(self, x, mode='tensor'):
         return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
+
+
+@OPTIM_WRAPPERS.register_module()
+class Scaled(AmpOptimWrapper):
+    """AmpOptimWrapper without a GPU: it scales losses, and computes in float32."""
+
+    optim_context = OptimWrapper.optim_context
+
+    def __init__(self, init_scale=2.0**10, growth_interval=1, **kwargs):
+        OptimWrapper.__init__(self, **kwargs)
+        self._scale_update_param = None
+        self.cast_dtype = None
+        self.loss_scaler = torch.amp.GradScaler(
+            'cpu', init_scale=init_scale, growth_interval=growth_interval
+        )
 
 
 def toy_runner(
