@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -24,7 +23,28 @@ class Toy(BaseModel):
         return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
 
 
-@OPTIM_WRAPPERS.register_module()
+class Evaluated(Toy):
+    """Predicts nothing of interest."""
+
+    def forward(self, x, mode='tensor'):
+        return [0] if mode == 'predict' else super().forward(x)
+
+
+def evaluation(metric: type, images: int) -> dict:
+    """The arguments of toy_runner for a validation after each epoch, of one image at once."""
+    return dict(
+        model=Evaluated(),
+        val_dataloader=dict(
+            batch_size=1,
+            collate_fn=dict(type='default_collate'),
+            dataset=[dict(x=torch.zeros(1))] * images,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        val_cfg=dict(),
+        val_evaluator=dict(type=metric),
+    )
+
+
 class Scaled(AmpOptimWrapper):
     """AmpOptimWrapper without a GPU: it scales losses, and computes in float32."""
 
