@@ -123,8 +123,9 @@ def _check_norms(cfg: Config) -> Iterator[Problem]:
     batch = (cfg.get('train_dataloader') or {}).get('batch_size')
     recipe = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     for key, norm in named(cfg.get('model'), 'model'):
-        if norm.get('type') == 'SyncBN' and recipe and batch != recipe:
-            text = f'SyncBN of one process sees {batch} images at once, in the recipe {recipe}'
+        if norm.get('type') == 'SyncBN' and batch != recipe:
+            text = f'SyncBN of one process sees {batch} images at once'
+            text += f', in the recipe {recipe}' if recipe else ''
             cure = 'nothing, or raise train_dataloader.batch_size'
             yield Problem('note', 'sync-bn', text, cure, where=key)
             return

@@ -1,15 +1,17 @@
 """What a training is about to do, in one block of its log."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..data.classes import named
+from .resume import each, unwrapped
 
 
 @HOOKS.register_module()
@@ -20,7 +22,8 @@ class BriefingHook(Hook):
         after: Number of iterations after which it logs the time that the training will take.
     """
 
-    priority = 'LOW'  # after IterTimerHook, which measures
+    # After IterTimerHook, which measures, and after CheckpointHook, which decides on its folder.
+    priority = 'LOWEST'
 
     def __init__(self, after: int = 20) -> None:
         self.after = after
@@ -50,7 +53,8 @@ def describe(runner: Runner) -> Iterator[str]:
     cfg, loader, processes = runner.cfg, runner.train_dataloader, get_world_size()
     batch_sampler = loader.batch_sampler
     images = getattr(batch_sampler, 'batch_size', None) or loader.batch_size or 1
-    steps = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    wrapper = each(runner.optim_wrapper)[0]
+    steps = getattr(wrapper, '_accumulative_counts', 1)
     batch = processes * images * steps
     recipe = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     parts = [f'{processes} processes x {images}'] if processes > 1 else []
@@ -58,9 +62,9 @@ def describe(runner: Runner) -> Iterator[str]:
     told = f' ({", ".join(parts)})' if parts else ''
     yield f'batch        {batch} images{told}' + (f', the recipe {recipe}' if recipe else '')
     yield from _learning_rate(runner, batch, recipe)
-    wrapper = cfg.get('optim_wrapper') or {}
-    kind = wrapper.get('dtype', 'float16') if 'Amp' in str(wrapper.get('type')) else 'float32'
-    yield f'precision    {kind}'
+    is_mixed = isinstance(wrapper, AmpOptimWrapper)
+    precision = (wrapper.cast_dtype or torch.float16) if is_mixed else torch.float32
+    yield f'precision    {str(precision).removeprefix("torch.")}'
     yield f'checkpoints  {_checkpoints(runner)}'
     yield f'weights      {_weights(runner)}'
     datasets = [('training', loader)]
@@ -87,19 +91,20 @@ def _learning_rate(runner: Runner, batch: int, recipe: int | None) -> Iterator[s
 
 
 def _checkpoints(runner: Runner) -> str:
-    hook = (runner.cfg.get('default_hooks') or {}).get('checkpoint')
-    if not hook:
+    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    if hook is None or not (hook.interval > 0 or hook.save_last or hook.save_best):
         return 'none'
-    unit = 'epoch' if hook.get('by_epoch', True) else 'iteration'
-    interval = hook.get('interval', -1)
-    if interval < 1:
-        return 'none'
-    kept = hook.get('max_keep_ckpts', -1)
-    text = f'every {unit}' if interval == 1 else f'every {interval:,} {unit}s'
-    text += f', the last {kept} kept' if kept > 0 else ', all kept'
-    if best := hook.get('save_best'):
-        text += f', and the best {best}'
-    return f'{text}, in {runner.work_dir}'
+    parts = []
+    if hook.interval > 0:
+        unit = 'epoch' if hook.by_epoch else 'iteration'
+        parts += [f'every {unit}' if hook.interval == 1 else f'every {hook.interval:,} {unit}s']
+        parts += [f'the last {hook.max_keep_ckpts} kept' if hook.max_keep_ckpts > 0 else 'all kept']
+    elif hook.save_last:
+        parts += ['at the end']
+    if hook.save_best:
+        best = [hook.save_best] if isinstance(hook.save_best, str) else hook.save_best
+        parts += [f'the best {name}' for name in best]
+    return f'{", ".join(parts)}, in {hook.out_dir}'
 
 
 def _weights(runner: Runner) -> str:
@@ -107,9 +112,10 @@ def _weights(runner: Runner) -> str:
         return f'resumed in iteration {runner.iter:,}'
     if runner._load_from:
         return str(runner._load_from)
-    found = [
-        f'{part["checkpoint"]} ({key.removesuffix(".init_cfg")})'
-        for key, part in named(runner.cfg.get('model'), 'model')
-        if part['type'] == 'Pretrained'
-    ]
+    found = []
+    for name, module in unwrapped(runner.model).named_modules(prefix='model'):
+        parts = getattr(module, 'init_cfg', None) or ()
+        for part in [parts] if isinstance(parts, Mapping) else parts:
+            if part.get('type') == 'Pretrained':
+                found.append(f'{part["checkpoint"]} ({name})')
     return ', '.join(found) or 'random'

@@ -79,7 +79,10 @@ class DurableCheckpointHook(CheckpointHook):
             name for name, buffer in unwrapped(runner.model).named_buffers() if not finite(buffer)
         }
         if is_main_process():
-            remove_parts(Path(self.out_dir))
+            try:
+                remove_parts(Path(self.out_dir))
+            except OSError as error:
+                runner.logger.warning(f'{error}: what an earlier run has not finished stays.')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._state is not None:

@@ -1,5 +1,6 @@
 """What the processes of a training run tell each other, on the CPU, without waiting for a GPU."""
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -54,3 +55,24 @@ def timeout_of(config: dict) -> dict:
     """The keyword argument of init_process_group for a ``timeout`` in seconds, if there is one."""
     seconds = config.get('timeout')
     return {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
+
+
+def restarted_store(config: dict) -> dict:
+    """Arguments of init_process_group for a process that torchrun has started again, else none.
+
+    torchrun keeps one store for all its attempts, although torch.distributed.rendezvous expects a
+    new one for each. So a process may find the address of one that has ended, and not connect. With
+    a prefix for each attempt it cannot. Where several machines form their group by torchrun's
+    dynamic rendezvous (c10d), each may count another number of attempts. With this variable, which
+    tools/dist.sh sets, such a rendezvous does use a new store, and only a static one does not.
+    """
+    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    is_kept = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    counts_alike = (
+        os.environ.get('GROUP_WORLD_SIZE') == '1'
+        or os.environ.get('TORCH_DISABLE_SHARE_RDZV_TCP_STORE') == '1'
+    )
+    if attempt == '0' or not is_kept or not counts_alike:
+        return {}
+    store, rank, size = next(dist.rendezvous('env://', **timeout_of(config)))
+    return dict(store=dist.PrefixStore(f'attempt_{attempt}', store), rank=rank, world_size=size)

@@ -11,7 +11,7 @@ from mmengine.registry import DATA_SAMPLERS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
-from .group import highest, is_distributed
+from .group import gather, highest, is_distributed
 from .resume import STATE, own_random_state
 
 
@@ -98,7 +98,9 @@ class _Resumable:
         if isinstance(dataloader, dict):
             dataloader = dataloader.copy()
             given = dataloader.pop('batch_sampler', None)
-            ours = dict(type=ResumableBatchSampler, seed=runner.seed, batch_sampler=given)
+            # Of the first process: a checkpoint has one seed, and each process its own rank.
+            seed = gather(runner.seed)[0]
+            ours = dict(type=ResumableBatchSampler, seed=seed, batch_sampler=given)
             if given is None:
                 ours['drop_last'] = dataloader.pop('drop_last', False)
             dataloader['batch_sampler'] = ours

@@ -3,27 +3,75 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
 
 from .checkpoints import DurableCheckpointHook, finite, tensors
 from .errors import TrainingStopped
-from .group import highest
-from .resume import NONFINITE, own_random_state, random_state, unwrapped
+from .group import is_distributed
+from .resume import NONFINITE, each, own_random_state, random_state, unwrapped
 
 # GradScaler halves its scale after a step with overflow. From its 65536 to this take 30 such steps
 # in a row.
 _LEAST_SCALE = 2.0**-14
+
+
+class _Check:
+    """Whether a step may be taken, computed on the device. Only :meth:`read` waits for it.
+
+    Args:
+        losses: Of the iteration, one value each.
+        parameters: Those with a gradient.
+        scaler: Of the losses. Then gradients may overflow, and its scale must not vanish.
+
+    Attributes:
+        fault: 1.0 if the step must not be taken, in any of the processes, else 0.0.
+        norm: Of all gradients, after ``read``.
+        norms: Of the gradient of each parameter, after ``read``.
+    """
+
+    def __init__(
+        self, losses: list[Tensor], parameters: list[nn.Parameter], scaler: Any = None
+    ) -> None:
+        self.parameters = parameters
+        norms = torch._foreach_norm([p.grad for p in parameters]) if parameters else ()
+        device = (*losses, *norms)[0].device
+        values = torch.stack([value.to(device) for value in (*losses, *norms)])
+        norms = values[len(losses) :]
+        norm = norms.norm()
+        if scaler is None:
+            is_fine = values.isfinite().all() & norm.isfinite()
+        else:
+            scale = scaler.scale(torch.ones_like(norm))
+            is_fine = values[: len(losses)].isfinite().all() & (scale >= _LEAST_SCALE)
+        self.fault = (~is_fine).float()
+        if is_distributed():
+            dist.all_reduce(self.fault, dist.ReduceOp.MAX)
+        copied = torch.cat([torch.stack([self.fault, norm]), norms])
+        self._values = copied.to('cpu', non_blocking=True)
+        self._event = None
+        if copied.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> bool:
+        """Whether there is a fault."""
+        if self._event is not None:
+            self._event.synchronize()
+        fault, self.norm, *self.norms = self._values.tolist()
+        return bool(fault)
 
 
 @HOOKS.register_module()
@@ -31,9 +79,12 @@ class NaNGuardHook(Hook):
     """Leaves out steps with a loss or a gradient that is not finite, and stops training.
 
     Before a step of the optimizer, the loss and the norm of the gradient are checked. If one is NaN
-    or infinite, the gradients are dropped, so that no weight changes. The hook writes
-    ``nonfinite_iter_N.json`` for each process: what was computed, from which images, and the first
-    module whose output is not finite. Then it saves the weights and ends training.
+    or infinite, no weight changes. The hook writes ``nonfinite_iter_N.json`` for each process: what
+    was computed, from which images, and the first module whose output is not finite. Then it saves
+    the weights and ends training.
+
+    A fused Adam or AdamW leaves out the step by itself, and the check is read after the iteration.
+    For another optimizer the hook waits for the check before the step.
 
     Steps that a GradScaler leaves out are part of mixed precision. There the loss is checked, and
     the scale, which falls for ever if the gradients never become finite.
@@ -42,7 +93,9 @@ class NaNGuardHook(Hook):
         max_skips: Number of steps to leave out before training ends.
     """
 
-    priority = 'VERY_HIGH'  # before the averaged weights and the schedule see the iteration
+    # After RuntimeInfoHook, which waits for the losses of an iteration. Before the averaged weights
+    # and the schedule see the iteration.
+    priority = 'VERY_HIGH'
 
     def __init__(self, max_skips: int = 0) -> None:
         self.max_skips = max_skips
@@ -50,10 +103,7 @@ class NaNGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._handles = []
-        wrapper = runner.optim_wrapper
-        self._wrappers = (
-            list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        )
+        self._wrappers = each(runner.optim_wrapper)
         for wrapper in self._wrappers:
             check = functools.partial(self._check_step, wrapper)
             self._handles.append(
@@ -68,6 +118,7 @@ class NaNGuardHook(Hook):
             handle.remove()
         for wrapper in self._wrappers:
             del wrapper.backward
+            vars(wrapper.optimizer).pop('found_inf', None)
 
     def _noting_loss(self, backward: Any) -> Any:
         def note(loss: Tensor, **kwargs: Any) -> None:
@@ -78,34 +129,38 @@ class NaNGuardHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._losses: list[Tensor] = []
-        self._found: dict | None = None  # the gradients of a step that was left out
-        self._was_checked = False
+        self._checks: list[_Check] = []
         self._random = random_state()
         # The forward pass of a bad batch has changed them before its loss is known.
         self._statistics = [b.clone() for norm in self._norms for b in norm.buffers()]
 
     def _check_step(self, wrapper: OptimWrapper) -> None:
-        """Drop the gradients if the step must not be taken; called before it."""
-        self._was_checked = True
-        parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
-        gradients = [] if _is_scaled(wrapper) else [p.grad for p in parameters]
-        norm = _norm([g for g in gradients if g is not None])
-        # One copy from the device, so one wait for it.
-        *losses, norm = torch.stack([x.to(norm) for x in (*self._losses, norm)]).tolist()
-        if highest(not all(map(math.isfinite, (*losses, norm)))):
-            bad = list(_bad_gradients(self._model))
-            self._found = dict(gradient_norm=norm, parameters=bad)
-            for parameter in parameters:
-                parameter.grad = None  # the step leaves out a parameter without a gradient
+        """Keep a step that must not be taken from changing a weight; called before it."""
+        optimizer, scaler = wrapper.optimizer, _scaler(wrapper)
+        stepped = (p for group in optimizer.param_groups for p in group['params'])
+        check = _Check(self._losses, _with_gradient(stepped), scaler)
+        self._checks.append(check)
+        if _looks_at_found_inf(optimizer):
+            optimizer.found_inf = (
+                torch.maximum(check.fault, optimizer.found_inf) if scaler else check.fault
+            )
+        elif check.read():
+            optimizer.zero_grad()  # the step leaves out a parameter without a gradient
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if not self._was_checked and highest(not all(map(finite, self._losses)) or self._is_lost()):
-            self._found = dict(parameters=list(_bad_gradients(self._model)))
-            runner.optim_wrapper.zero_grad()  # what was accumulated
-        if self._found is None:
+        # Without a step: in an accumulation, or if a GradScaler has left it out.
+        checks = self._checks or [_Check(self._losses, [], _scaler(w)) for w in self._wrappers]
+        check = next((check for check in checks if check.read()), None)
+        if check is None:
             return
+        if not self._checks:
+            check = _Check(self._losses, _with_gradient(self._model.parameters()))
+            check.read()
+        norms = zip(check.parameters, check.norms, strict=True)
+        bad = {id(parameter) for parameter, norm in norms if not math.isfinite(norm)}
+        runner.optim_wrapper.zero_grad()  # what was accumulated
         self.skipped += 1
         first = self._find_first_module(runner, data_batch)
         self._restore_statistics()
@@ -116,8 +171,9 @@ class NaNGuardHook(Hook):
             lr=runner.optim_wrapper.get_lr(),
             losses={k: float(v) for k, v in (outputs or {}).items()},
             first_module=first,
-            **self._found,
-            loss_scale=[w.loss_scaler.get_scale() for w in self._wrappers if _is_scaled(w)],
+            gradient_norm=check.norm,
+            parameters=[name for name, p in self._model.named_parameters() if id(p) in bad],
+            loss_scale=[scaler.get_scale() for scaler in map(_scaler, self._wrappers) if scaler],
             images=list(_describe_images(data_batch)),
         )
         name = Path(NONFINITE.format(number)).stem + (f'_rank{get_rank()}' if get_rank() else '')
@@ -141,11 +197,6 @@ class NaNGuardHook(Hook):
         raise TrainingStopped(
             f'{told} Training ends; the weights before this step are in {saved}. Lower the '
             f'learning rate, set optim_wrapper.clip_grad, or look at the images.'
-        )
-
-    def _is_lost(self) -> bool:
-        return any(
-            w.loss_scaler.get_scale() < _LEAST_SCALE for w in self._wrappers if _is_scaled(w)
         )
 
     def _restore_statistics(self) -> None:
@@ -188,20 +239,21 @@ class NaNGuardHook(Hook):
         return str(Path(runner.work_dir, name))
 
 
-def _is_scaled(wrapper: OptimWrapper) -> bool:
-    return hasattr(wrapper, 'loss_scaler')
+def _scaler(wrapper: OptimWrapper) -> Any:
+    return getattr(wrapper, 'loss_scaler', None)
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    if not gradients:
-        return torch.zeros(())
-    return torch.stack(torch._foreach_norm(gradients)).norm()
+def _with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.grad is not None]
 
 
-def _bad_gradients(model: nn.Module) -> Iterator[str]:
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not finite(parameter.grad):
-            yield name
+def _looks_at_found_inf(optimizer: Optimizer) -> bool:
+    """Whether a step changes nothing, on the device, if ``found_inf`` is 1, as a GradScaler's.
+
+    A fused SGD does as well, but would leave the momentum of its first step uninitialised.
+    """
+    kinds = (torch.optim.Adam, torch.optim.AdamW)
+    return isinstance(optimizer, kinds) and all(g.get('fused') for g in optimizer.param_groups)
 
 
 def _describe_images(batch: Any) -> Iterator[dict]:

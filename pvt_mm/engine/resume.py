@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
@@ -91,9 +91,9 @@ def capture(runner: Runner, batches: int | None = None, state: Mapping | None = 
 
 def _is_accumulating(runner: Runner) -> bool:
     """Whether the gradients of earlier iterations belong to the next step of the optimizer."""
-    wrapper = runner.optim_wrapper
     is_sharded = hasattr(getattr(runner, 'strategy', None), '_is_full_state_dict')
-    return isinstance(wrapper, OptimWrapper) and not is_sharded and not wrapper.should_update()
+    wrappers = [w for w in each(runner.optim_wrapper) if isinstance(w, OptimWrapper)]
+    return not is_sharded and not all(wrapper.should_update() for wrapper in wrappers)
 
 
 def _gradients(model: nn.Module) -> dict:
@@ -142,6 +142,11 @@ def describe_changes(runner: Runner, state: Mapping, rate: float, built: float) 
         f'checkpoint are kept ({rate:g}); to train with those of the config, start from its '
         f'weights alone, with --cfg-options load_from=CHECKPOINT in the place of --resume.'
     )
+
+
+def each(wrapper: OptimWrapper) -> list[OptimWrapper]:
+    """The wrapper of each optimizer."""
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

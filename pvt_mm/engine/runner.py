@@ -16,13 +16,14 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from ..weights import find_checkpoint
 from .briefing import BriefingHook
 from .errors import TrainingStopped, UsageError
-from .group import control_group, gather, timeout_of
+from .group import control_group, gather, restarted_store, timeout_of
 from .hooks import (
     CompleteCheckpointHook,
     DataWaitHook,
@@ -31,7 +32,7 @@ from .hooks import (
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
-from .resume import STATE, check_readable, describe_changes, find_newest
+from .resume import STATE, check_readable, describe_changes, each, find_newest
 from .signals import SignalWatch, StopOnSignalHook, Stopped
 
 # Prefixes of start-up messages that only go to the log file.
@@ -99,13 +100,16 @@ class ToolRunner(Runner):
         return loader
 
     def setup_env(self, env_cfg: dict) -> None:
-        # mmengine would choose a GPU before it looks at the backend.
-        on_cpu = self.launcher == 'pytorch' and not torch.cuda.is_available()
-        if on_cpu and not dist.is_initialized():
-            dist.init_process_group('gloo', **timeout_of(env_cfg.get('dist_cfg', {})))
+        config = env_cfg.get('dist_cfg', {})
+        if self.launcher == 'pytorch' and not dist.is_initialized():
+            again = restarted_store(config)
+            env_cfg = dict(env_cfg, dist_cfg=dict(config, **again))
+            # mmengine would choose a GPU before it looks at the backend.
+            if not torch.cuda.is_available():
+                dist.init_process_group('gloo', **again, **timeout_of(config))
         super().setup_env(env_cfg)
         if self.distributed:
-            control_group(**timeout_of(env_cfg.get('dist_cfg', {})))
+            control_group(**timeout_of(config))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         on_gpu = torch.cuda.is_available()
@@ -134,6 +138,18 @@ class ToolRunner(Runner):
                 loop['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
             loop['type'] = _RESUMABLE.get(_name(loop['type']), loop['type'])
         return super().build_train_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
+        # On a GPU a fused one takes less time, and NaNGuardHook need not wait for it.
+        if (
+            torch.cuda.is_available()
+            and isinstance(optimizer, dict)
+            and _name(optimizer['type']) in ('Adam', 'AdamW')
+            and optimizer.keys().isdisjoint(('foreach', 'fused', 'capturable', 'differentiable'))
+        ):
+            optim_wrapper = dict(optim_wrapper, optimizer=dict(optimizer, fused=True))
+        return super().build_optim_wrapper(optim_wrapper)
 
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
         if isinstance(hook, dict) and _name(hook['type']) == 'CheckpointHook':
@@ -172,7 +188,11 @@ class ToolRunner(Runner):
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         built = _initial_rate(self.optim_wrapper)
+        optimizers = [wrapper.optimizer for wrapper in each(self.optim_wrapper)]
+        kernels = [[dict(group) for group in one.param_groups] for one in optimizers]
         super().resume(filename, *args, **kwargs)
+        for optimizer, groups in zip(optimizers, kernels, strict=True):
+            _keep_kernels(optimizer, groups)
         state = self.message_hub.runtime_info.get(STATE, {})
         if told := describe_changes(self, state, _initial_rate(self.optim_wrapper), built):
             self.logger.warning(told)
@@ -213,5 +233,23 @@ def _name(kind: str | type) -> str:
 
 
 def _initial_rate(wrapper: OptimWrapper) -> float:
-    group = wrapper.optimizer.param_groups[0]
+    group = each(wrapper)[0].optimizer.param_groups[0]
     return group.get('initial_lr', group['lr'])
+
+
+def _keep_kernels(optimizer: Optimizer, groups: list[dict]) -> None:
+    """Step with the kernels of the config, after a checkpoint has set those of its own run.
+
+    Args:
+        groups: The parameter groups before.
+    """
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group |= {key: before[key] for key in ('foreach', 'fused') if key in before}
+        # torch reads the number of steps on the CPU, other kernels on the device. mmengine loads it
+        # onto the GPU, where reading it would wait for the GPU, for each parameter.
+        is_on_device = group.get('fused') or group.get('capturable')
+        for parameter in group['params']:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get('step'), torch.Tensor):
+                device = parameter.device if is_on_device else 'cpu'
+                state['step'] = state['step'].to(device, torch.float32)

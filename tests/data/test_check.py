@@ -413,7 +413,7 @@ def segmentor(root: Path, **kwargs) -> Config:
                 type='EncoderDecoder',
                 backbone=dict(type='PVT', arch='tiny'),
                 neck=dict(type='FPN', in_channels=[64, 128, 320, 512]),
-                decode_head=dict(type='FPNHead', num_classes=3, norm_cfg=dict(type='SyncBN')),
+                decode_head=dict(type='FPNHead', num_classes=3, norm_cfg=dict(type='BN')),
             ),
             train_cfg=dict(max_iters=100),
             train_dataloader=dict(batch_size=2, dataset=dataset('train')),
@@ -543,14 +543,25 @@ def test_a_test_pipeline_that_cuts_images(maps):
     assert 'Pad adds a border that is evaluated' in found
 
 
-def test_sync_bn_in_one_process(maps):
+@pytest.mark.parametrize(
+    ('recipe', 'expected'),
+    [
+        (32, ['sees 2 images at once, in the recipe 32:']),
+        (2, []),
+        (None, ['sees 2 images at once:']),
+    ],
+)
+def test_sync_bn_in_one_process(recipe, expected, maps, monkeypatch):
     cfg = segmentor(maps)
-    cfg.auto_scale_lr = dict(base_batch_size=32)
-    [found] = told(cfg)
-    assert found.startswith(
-        'note sync-bn model.decode_head.norm_cfg: SyncBN of one process sees 2 images at once, in '
-        'the recipe 32'
-    )
+    cfg.model.decode_head.norm_cfg.type = 'SyncBN'
+    if recipe:
+        cfg.auto_scale_lr = dict(base_batch_size=recipe)
+    start = 'note sync-bn model.decode_head.norm_cfg: SyncBN of one process '
+    found = told(cfg)
+    assert len(found) == len(expected)
+    assert all(f.startswith(start + e) for f, e in zip(found, expected, strict=True))
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert told(cfg) == []
 
 
 # --- our own configs, and the table -------------------------------------------------------------

@@ -4,8 +4,10 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from mmengine.config import Config
+import torch
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import AmpOptimWrapper
 
 from pvt_mm.engine.briefing import BriefingHook, describe
 
@@ -37,36 +39,10 @@ def test_the_block(trained):
     assert found['batch'] == '4 images, the recipe 16'
     assert found['lr'].startswith('0.1 (SGD)')
     assert found['precision'] == 'float32'
+    assert found['checkpoints'] == f'every epoch, all kept, in {runner.work_dir}'
     assert found['weights'] == 'random'
     assert found['images'] == '8 for training'
     assert found['iterations'] == '4, 2 per epoch'
-
-
-def stand_in(**cfg) -> SimpleNamespace:
-    """A runner with the parts that are described."""
-    optimizer = type('AdamW', (), {})()
-    return SimpleNamespace(
-        cfg=Config(cfg),
-        train_dataloader=SimpleNamespace(
-            batch_sampler=SimpleNamespace(batch_size=2), dataset=range(1200), __len__=None
-        ),
-        optim_wrapper=SimpleNamespace(param_groups=[dict(lr=1e-6, initial_lr=1e-4)]),
-        val_loop=None,
-        work_dir='work',
-        max_iters=10,
-        iter=3,
-        _resume=False,
-        _load_from=None,
-        optimizer=optimizer,
-    )
-
-
-class Loader:
-    batch_sampler = SimpleNamespace(batch_size=2)
-    dataset = range(1200)
-
-    def __len__(self):
-        return 600
 
 
 @pytest.mark.parametrize(
@@ -74,55 +50,78 @@ class Loader:
     [
         (
             dict(
-                auto_scale_lr=dict(base_batch_size=16),
-                optim_wrapper=dict(
-                    type='AmpOptimWrapper',
-                    dtype='bfloat16',
-                    accumulative_counts=2,
-                    optimizer=dict(lr=1e-4),
-                ),
+                auto_scale_lr=dict(base_batch_size=16), optim_wrapper=dict(optimizer=dict(lr=0.1))
             ),
             dict(
-                batch='4 images (2 batches accumulated), the recipe 16',
-                lr='0.0001 (AdamW); for this batch linear scaling of 0.0001 gives 2.5e-05, '
-                'square-root scaling 5e-05',
-                precision='bfloat16',
-                images='1,200 for training',
+                batch='8 images (2 batches accumulated), the recipe 16',
+                lr='0.1 (SGD); for this batch linear scaling of 0.1 gives 0.05, square-root '
+                'scaling 0.0707',
             ),
         ),
         (
-            dict(
-                optim_wrapper=dict(type='AmpOptimWrapper'),
-                default_hooks=dict(
-                    checkpoint=dict(
-                        by_epoch=False, interval=4000, max_keep_ckpts=3, save_best='mIoU'
-                    )
-                ),
-                model=dict(
-                    type='A',
-                    backbone=dict(
-                        type='PVT', init_cfg=dict(type='Pretrained', checkpoint='pvt_small')
-                    ),
-                ),
-            ),
-            dict(
-                precision='float16',
-                checkpoints='every 4,000 iterations, the last 3 kept, and the best mIoU, in work',
-                weights='pvt_small (model.backbone)',
-            ),
+            dict(auto_scale_lr=dict(base_batch_size=8), optim_wrapper=dict(optimizer=dict(lr=0.1))),
+            dict(batch='8 images (2 batches accumulated), the recipe 8', lr='0.1 (SGD)'),
         ),
     ],
+    ids=['another batch', 'the recipe'],
 )
-def test_values(cfg, expected):
-    runner = stand_in(**cfg)
-    runner.train_dataloader = Loader()
-    runner.optim_wrapper.optimizer = runner.optimizer
+def test_batch_and_learning_rate(cfg, expected, tmp_path):
+    runner = toy_runner(tmp_path, cfg=cfg)
+    runner.optim_wrapper['accumulative_counts'] = 2
+    runner.train()
     found = lines(runner)
     assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (dict(interval=1), 'every epoch, all kept, in {}'),
+        (
+            dict(interval=4000, by_epoch=False, max_keep_ckpts=3, save_best='mIoU'),
+            'every 4,000 iterations, the last 3 kept, the best mIoU, in {}',
+        ),
+        (dict(save_best=['a', 'b'], rule='less'), 'at the end, the best a, the best b, in {}'),
+        (dict(save_last=False), 'none'),
+        (dict(interval=2, out_dir='elsewhere'), 'every 2 epochs, all kept, in elsewhere/{name}'),
+        (None, 'none'),
+    ],
+    ids=str,
+)
+def test_checkpoints(arguments, expected, tmp_path, monkeypatch, capfd):
+    """Those of the hook in use, wherever it comes from."""
+    monkeypatch.chdir(tmp_path)
+    runner = toy_runner(tmp_path)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, CheckpointHook)]
+    if arguments is not None:
+        runner.register_hook(dict(type='CheckpointHook') | arguments)
+    runner.train()
+    told = f'checkpoints  {expected.format(tmp_path, name=tmp_path.name)}\n'
+    assert told in ''.join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'expected'),
+    [(torch.bfloat16, 'bfloat16'), (torch.float16, 'float16'), (None, 'float16')],
+)
+def test_mixed_precision(dtype, expected, trained):
+    runner, _ = trained()
+    runner.optim_wrapper.__class__ = AmpOptimWrapper  # its constructor needs a GPU
+    runner.optim_wrapper.cast_dtype = dtype
+    assert lines(runner)['precision'] == expected
+
+
+def test_where_the_weights_come_from(trained):
+    runner, _ = trained()
+    runner.model.linear.init_cfg = [
+        dict(type='Constant', layer='Linear', val=0),
+        dict(type='Pretrained', checkpoint='pvt_small'),
+    ]
+    assert lines(runner)['weights'] == 'pvt_small (model.linear)'
     runner._load_from = 'epoch_3.pth'
     assert lines(runner)['weights'] == 'epoch_3.pth'
     runner._resume = True
-    assert lines(runner)['weights'] == 'resumed in iteration 3'
+    assert lines(runner)['weights'] == 'resumed in iteration 4'
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pvt_mm.engine.checkpoints import DurableCheckpointHook, finite
 from pvt_mm.engine.durable import write_durably, write_text_durably
 from pvt_mm.engine.resume import find_candidates, find_newest
 
-from .toys import Toy, toy_runner
+from .toys import Toy, evaluation, toy_runner
 
 
 def names(folder: Path) -> list[str]:
@@ -116,6 +116,31 @@ def test_training_goes_on_with_a_full_disk(tmp_path, small_disk, capfd):
     assert names(tmp_path) == ['epoch_4.pth', 'last_checkpoint']
 
 
+def test_training_goes_on_without_permission(tmp_path, monkeypatch, capfd):
+    """To write into the folder, or to remove what is in it; root may do both, so it is imitated."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, 'Permission denied')
+
+    class Refused(Hook):
+        def after_train_epoch(self, runner):
+            monkeypatch.setattr(durable, '_File', refuse if runner.epoch == 1 else file)
+
+    file = durable._File
+    (tmp_path / '.epoch_9.pth.part').touch()
+    monkeypatch.setattr(Path, 'unlink', refuse)
+    toy_runner(tmp_path, [Refused()], max_epochs=3, max_keep_ckpts=1).train()
+    assert names(tmp_path) == [
+        *('.epoch_9.pth.part', 'epoch_1.pth', 'epoch_3.pth', 'last_checkpoint')
+    ]
+    assert (tmp_path / 'last_checkpoint').read_text() == f'{tmp_path}/epoch_3.pth'
+    printed = ''.join(capfd.readouterr())
+    told = f'{tmp_path}/epoch_2.pth could not be written ([Errno 13] Permission denied); training'
+    assert printed.count(told) == 1
+    assert printed.count('Permission denied: training goes on, and no checkpoint is removed.') == 1
+    assert printed.count('Permission denied: what an earlier run has not finished stays.') == 1
+
+
 def test_leftovers_are_removed_at_the_start(tmp_path):
     (tmp_path / 'epoch_7.pth').mkdir()
     for name in ('.epoch_1.pth.part', 'epoch_7.pth/.rank0.pth.part', 'mine.part'):
@@ -150,11 +175,6 @@ class Score(BaseMetric):
         return dict(score=Score.value)
 
 
-class Scored(Toy):
-    def forward(self, x, mode='tensor'):
-        return [0] if mode == 'predict' else super().forward(x)
-
-
 def scored_runner(folder, hooks=(), max_epochs=3, **kwargs):
     Score.value = 0 if 'resume' not in kwargs else Score.value
     runner = toy_runner(
@@ -162,15 +182,7 @@ def scored_runner(folder, hooks=(), max_epochs=3, **kwargs):
         hooks,
         max_epochs=max_epochs,
         max_keep_ckpts=1,
-        model=Scored(),
-        val_dataloader=dict(
-            batch_size=4,
-            collate_fn=dict(type='default_collate'),
-            dataset=[dict(x=torch.zeros(1))] * 8,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-        ),
-        val_cfg=dict(),
-        val_evaluator=dict(type=Score),
+        **evaluation(Score, images=2),
         **kwargs,
     )
     hook = next(h for h in runner.hooks if isinstance(h, DurableCheckpointHook))
@@ -304,6 +316,21 @@ def test_no_checkpoint_with_a_weight_that_is_not_finite(tensor, hooks, name, tmp
     assert f'{tmp_path}/epoch_2.pth was not written: {name} is not finite.' in ''.join(
         capfd.readouterr()
     )
+
+
+def test_no_best_checkpoint_with_a_weight_that_is_not_finite(tmp_path):
+    class SpoilEvaluation(Hook):
+        def before_val_epoch(self, runner):
+            if runner.epoch == 2:
+                runner.model.linear.weight.data.fill_(float('nan'))
+
+    with pytest.raises(TrainingStopped, match='a weight is not finite'):
+        scored_runner(tmp_path, [SpoilEvaluation()]).train()
+    best = [name for name in names(tmp_path) if name.startswith('best') and '-' not in name]
+    assert best == ['best_score_epoch_1.pth']
+    for path in tmp_path.glob('*.pth'):
+        state = torch.load(path, weights_only=False)['state_dict']
+        assert all(value.isfinite().all() for value in state.values()), path
 
 
 def test_infinite_constants_are_no_fault(tmp_path):

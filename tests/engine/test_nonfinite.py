@@ -1,5 +1,6 @@
 """The first loss or gradient that is not finite ends training before it reaches a weight."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -11,10 +12,11 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from pvt_mm.engine import NaNGuardHook, TrainingStopped, nonfinite
 
-from .toys import Toy, toy_runner
+from .toys import Scaled, Toy, toy_runner
 
 BAD = 2  # the iteration, from 0, whose batch is bad
 
@@ -48,10 +50,28 @@ class Weights(Hook):
     priority = 'HIGHEST'
 
     def __init__(self):
-        self.before = []
+        self.before, self.moments = [], []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.before.append({k: v.clone() for k, v in runner.model.state_dict().items()})
+        self.moments.append(moments(runner.optim_wrapper))
+
+
+def moments(wrapper: OptimWrapper) -> dict:
+    """The tensors of the optimizer."""
+    return {
+        f'{i}.{key}': value.clone()
+        for i, state in wrapper.optimizer.state_dict()['state'].items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+fused = pytest.param(
+    dict(type='AdamW', fused=True),
+    marks=pytest.mark.skipif(torch.__version__ < '2.4', reason='no fused AdamW on a CPU'),
+    id='fused',
+)
 
 
 def check_equal(state: dict, expected: dict) -> None:
@@ -67,11 +87,18 @@ def check_equal(state: dict, expected: dict) -> None:
         ('gradient', None),
     ],
 )
-@pytest.mark.parametrize('momentum', [0.0, 0.9])
-def test_training_ends_with_a_report_and_the_weights_before(fault, module, momentum, tmp_path):
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        pytest.param(dict(type='SGD'), id='plain'),
+        pytest.param(dict(type='SGD', momentum=0.9), id='momentum'),
+        fused,
+    ],
+)
+def test_training_ends_with_a_report_and_the_weights_before(fault, module, optimizer, tmp_path):
     weights = Weights()
     runner = toy_runner(tmp_path, [weights], max_epochs=4, model=Spoiled(fault))
-    runner.optim_wrapper['optimizer']['momentum'] = momentum
+    runner.optim_wrapper['optimizer'] |= optimizer
     with pytest.raises(TrainingStopped) as stopped:
         runner.train()
     path, report_path = tmp_path / 'nonfinite_iter_3.pth', tmp_path / 'nonfinite_iter_3.json'
@@ -82,6 +109,7 @@ def test_training_ends_with_a_report_and_the_weights_before(fault, module, momen
     saved = torch.load(path, weights_only=False)
     check_equal(saved['state_dict'], weights.before[BAD])
     check_equal(runner.model.state_dict(), weights.before[BAD])
+    check_equal(moments(runner.optim_wrapper), weights.moments[BAD])
     assert (saved['meta']['epoch'], saved['meta']['iter']) == (1, BAD)
     assert saved['training_state']['batches'] == 0
     assert (tmp_path / 'last_checkpoint').read_text() == str(path)
@@ -99,15 +127,20 @@ def test_training_ends_with_a_report_and_the_weights_before(fault, module, momen
     bad = {'gradient': ['linear.weight'], 'infinite loss without a gradient': []}
     every = ['linear.weight', 'linear.bias', 'norm.weight', 'norm.bias']
     assert report['parameters'] == bad.get(fault, every)
+    norm = report['gradient_norm']
+    assert norm == 'nan' if report['parameters'] else 0 < norm < 10
 
 
-def test_a_batch_can_be_left_out(tmp_path, capfd):
+@pytest.mark.parametrize('optimizer', [pytest.param(dict(type='SGD'), id='plain'), fused])
+def test_a_batch_can_be_left_out(optimizer, tmp_path, capfd):
     weights = Weights()
     hooks = [weights, dict(type='NaNGuardHook', max_skips=2), dict(type='EMAHook')]
     runner = toy_runner(tmp_path, hooks, max_epochs=4, model=Spoiled('loss', (2, 4)))
+    runner.optim_wrapper['optimizer'] |= optimizer
     runner.train()
     check_equal(weights.before[3], weights.before[2])
     check_equal(weights.before[5], weights.before[4])
+    check_equal(weights.moments[5], weights.moments[4])
     assert not torch.equal(weights.before[4]['norm.weight'], weights.before[3]['norm.weight'])
     assert runner.iter == 8
     printed = ''.join(capfd.readouterr())
@@ -157,48 +190,66 @@ def test_with_mmengine_s_checkpoint_hook(tmp_path):
     assert meta['iter'] == BAD
 
 
-class Scaled(OptimWrapper):
-    """AmpOptimWrapper without a GPU: the scaler leaves out steps whose gradients overflow."""
-
-    def __init__(self, init_scale=2.0**10, **kwargs):
-        super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale, growth_interval=1)
-
-    def backward(self, loss, **kwargs):
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs):
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
-
-
-def scaled_runner(tmp_path, model, scale, **kwargs):
+def scaled_runner(tmp_path, model, scale, is_fused, **kwargs):
     runner = toy_runner(tmp_path, model=model, **kwargs)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    runner.optim_wrapper = Scaled(init_scale=scale, optimizer=optimizer)
+    if is_fused:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    runner.optim_wrapper = Scaled(scale, optimizer=optimizer)
     return runner
 
 
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch 2.1 scales on a GPU only')
-def test_steps_that_mixed_precision_leaves_out_are_no_fault(tmp_path):
-    runner = scaled_runner(tmp_path, Spoiled('gradient', (2, 3)), 2.0**10, max_epochs=4)
+@pytest.mark.parametrize('is_fused', [False, True])
+def test_steps_that_mixed_precision_leaves_out_are_no_fault(is_fused, tmp_path):
+    weights = Weights()
+    kwargs = dict(hooks=[weights], max_epochs=4)
+    runner = scaled_runner(tmp_path, Spoiled('gradient', (2, 3)), 2.0**10, is_fused, **kwargs)
     runner.train()
+    for name in ('norm.weight', 'norm.bias'):
+        changed = [
+            not torch.equal(weights.before[i][name], weights.before[i + 1][name]) for i in range(7)
+        ]
+        assert changed == [True, True, False, False, True, True, True], name
     assert runner.iter == 8
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0 ** (10 + 6 - 2)
     assert not list(tmp_path.glob('nonfinite*'))
 
 
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch 2.1 scales on a GPU only')
-def test_a_bad_loss_and_a_lost_scale_are_faults_in_mixed_precision(tmp_path):
+@pytest.mark.parametrize('is_fused', [False, True])
+def test_a_bad_loss_and_a_lost_scale_are_faults_in_mixed_precision(is_fused, tmp_path):
     with pytest.raises(TrainingStopped, match='of iteration 3 is not finite'):
-        scaled_runner(tmp_path, Spoiled('loss'), 2.0**10, max_epochs=4).train()
+        scaled_runner(tmp_path, Spoiled('loss'), 2.0**10, is_fused, max_epochs=4).train()
     folder = tmp_path / 'lost'
-    runner = scaled_runner(folder, Spoiled('gradient', range(99)), 2.0**-12, max_epochs=4)
-    with pytest.raises(TrainingStopped, match='of iteration 3 is not finite'):
+    model = Spoiled('gradient', range(99))
+    runner = scaled_runner(folder, model, 2.0**-12, is_fused, max_epochs=4)
+    # After an unfused step that the scaler has left out, and before a fused one.
+    number = 4 if is_fused else 3
+    with pytest.raises(TrainingStopped, match=f'of iteration {number} is not finite'):
         runner.train()
-    report = json.loads(Path(folder, 'nonfinite_iter_3.json').read_text())
-    assert report['loss_scale'] == [2.0**-15]
+    report = json.loads(Path(folder, f'nonfinite_iter_{number}.json').read_text())
+    assert report['loss_scale'] == [2.0 ** -(12 + number)]
+
+
+@pytest.mark.parametrize('kind', ['Adam', 'AdamW', 'SGD'])
+def test_a_fused_step_waits_for_no_value(kind):
+    """Fake tensors have no values that can be read, as those of a GPU that is still at work."""
+    with FakeTensorMode():
+        model = nn.Linear(3, 2)
+        fused = {} if kind == 'SGD' else dict(fused=True)
+        wrapper = OptimWrapper(getattr(torch.optim, kind)(model.parameters(), lr=0.1, **fused))
+        hook, runner = NaNGuardHook(), SimpleNamespace(model=model, optim_wrapper=wrapper)
+        hook.before_train(runner)
+        hook.before_train_iter(runner, 0)
+        loss = model(torch.ones(4, 3)).square().mean()
+        with (
+            pytest.raises(DataDependentOutputException)
+            if kind == 'SGD'
+            else contextlib.nullcontext()
+        ):
+            wrapper.update_params(loss)
 
 
 def test_images_and_boxes_without_area_are_listed():

@@ -13,6 +13,8 @@ from torch import nn
 
 from pvt_mm.engine import ToolRunner
 
+from .toys import Scaled
+
 IMAGES, BATCH = 10, 2  # five batches per epoch
 LAST = 13  # the last iteration, in the third epoch
 
@@ -72,7 +74,7 @@ def train(work_dir, stop=None, resume=False, by_epoch=True, workers=0, accumulat
         if by_epoch
         else dict(by_epoch=False, max_iters=LAST, val_interval=100),
         optim_wrapper=dict(
-            type='OptimWrapper',
+            **kwargs.pop('wrapper', {}),
             optimizer=dict(type='AdamW', lr=0.01),
             accumulative_counts=accumulate,
             clip_grad=dict(max_norm=1.0),
@@ -98,11 +100,13 @@ def train(work_dir, stop=None, resume=False, by_epoch=True, workers=0, accumulat
 
 
 def everything(runner) -> dict:
-    """The tensors that training changes."""
+    """The tensors that training changes, and the state of the loss scale."""
     averaged = next(hook for hook in runner.hooks if hasattr(hook, 'ema_model'))
     state = runner.model.state_dict() | averaged.ema_model.state_dict()
-    moments = runner.optim_wrapper.optimizer.state_dict()['state']
-    return state | {f'{i}.{k}': v for i, s in moments.items() for k, v in s.items()}
+    optimizer = runner.optim_wrapper.state_dict()
+    moments = {f'{i}.{k}': v for i, s in optimizer['state'].items() for k, v in s.items()}
+    scale = {k: torch.tensor(v) for k, v in optimizer.get('loss_scaler', {}).items()}
+    return state | moments | scale
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,12 @@ def everything(runner) -> dict:
         (8, dict(by_epoch=False, sampler='InfiniteSampler', workers=2, accumulate=3)),
         (7, dict(by_epoch=False)),
         (7, dict(seed=None)),
+        pytest.param(
+            *(7, dict(wrapper=dict(type=Scaled, growth_interval=3))),
+            marks=pytest.mark.skipif(
+                not hasattr(torch.amp, 'GradScaler'), reason='torch 2.1 scales on a GPU only'
+            ),
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else '-'.join(map(str, value)) or 'x',
 )
@@ -135,3 +145,5 @@ def test_resumed_equals_uninterrupted(stop, kwargs, tmp_path):
     expected, found = everything(one), everything(two)
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    if 'wrapper' in kwargs:
+        assert expected['scale'] == 2.0 ** (10 + len(whole) // 3)

@@ -19,7 +19,7 @@ from pvt_mm.engine import DurableCheckpointHook
 from pvt_mm.engine.signals import SIGNALS, SignalWatch
 
 from ..conftest import ROOT
-from .toys import Toy, toy_runner
+from .toys import evaluation, toy_runner
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
@@ -192,11 +192,6 @@ def test_an_ignored_interrupt_stays_ignored():
         signal.signal(signal.SIGINT, previous)
 
 
-class Evaluated(Toy):
-    def forward(self, x, mode='tensor'):
-        return [0] if mode == 'predict' else super().forward(x)
-
-
 class Count(BaseMetric):
     def process(self, data_batch, data_samples):
         self.results.append(0)
@@ -220,15 +215,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, capfd):
         tmp_path,
         [*hooks, Keep()],
         max_epochs=5,
-        model=Evaluated(),
-        val_dataloader=dict(
-            batch_size=1,
-            collate_fn=dict(type='default_collate'),
-            dataset=[dict(x=torch.zeros(1))] * 20,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-        ),
-        val_cfg=dict(),
-        val_evaluator=dict(type=Count),
+        **evaluation(Count, images=20),
     )
     checkpoint = next(h for h in runner.hooks if isinstance(h, DurableCheckpointHook))
     checkpoint.interval = 99

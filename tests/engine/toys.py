@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -20,6 +21,42 @@ class Toy(BaseModel):
 
     def forward(self, x, mode='tensor'):
         return dict(loss=(self.norm(self.linear(x)) - 2 * x).square().mean())
+
+
+class Evaluated(Toy):
+    """Predicts nothing of interest."""
+
+    def forward(self, x, mode='tensor'):
+        return [0] if mode == 'predict' else super().forward(x)
+
+
+def evaluation(metric: type, images: int) -> dict:
+    """The arguments of toy_runner for a validation after each epoch, of one image at once."""
+    return dict(
+        model=Evaluated(),
+        val_dataloader=dict(
+            batch_size=1,
+            collate_fn=dict(type='default_collate'),
+            dataset=[dict(x=torch.zeros(1))] * images,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        val_cfg=dict(),
+        val_evaluator=dict(type=metric),
+    )
+
+
+class Scaled(AmpOptimWrapper):
+    """AmpOptimWrapper without a GPU: it scales losses, and computes in float32."""
+
+    optim_context = OptimWrapper.optim_context
+
+    def __init__(self, init_scale=2.0**10, growth_interval=1, **kwargs):
+        OptimWrapper.__init__(self, **kwargs)
+        self._scale_update_param = None
+        self.cast_dtype = None
+        self.loss_scaler = torch.amp.GradScaler(
+            'cpu', init_scale=init_scale, growth_interval=growth_interval
+        )
 
 
 def toy_runner(

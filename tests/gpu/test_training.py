@@ -3,15 +3,19 @@
 import copy
 import gc
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pvt_mm import PVT, PVTv2
+from pvt_mm.engine import NaNGuardHook
+from pvt_mm.engine.nonfinite import _Check
 
 from ..conftest import SHALLOW, SMALL, arch_id, randomise, saved_for_backward
 from ..test_training import Classifier, train
@@ -55,6 +59,25 @@ def test_the_loss_scale_grows_and_skips(clip_grad):
         scales.append(amp.loss_scaler.get_scale())
     assert scales == [256.0, 256.0, 512.0, 256.0, 256.0, 256.0, 512.0]
     assert all(state['step'] == 6 for state in amp.optimizer.state.values())
+
+
+def test_a_guarded_step_does_not_wait(monkeypatch):
+    """The check of a fused AdamW is read after the iteration."""
+    model = randomise(PVT(SHALLOW)).to(DEVICE)
+    wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), fused=True))
+    hook, runner = NaNGuardHook(), SimpleNamespace(model=model, optim_wrapper=wrapper)
+    hook.before_train(runner)
+    monkeypatch.setattr(_Check, 'read', lambda check: pytest.fail('waits'))
+    try:
+        for _ in range(2):  # in the first, libraries are loaded, which may wait
+            hook.before_train_iter(runner, 0)
+            loss = sum(y.mean() for y in model(torch.ones(1, 3, 64, 64, device=DEVICE)))
+            wrapper.update_params(loss)
+            if ON_GPU:
+                torch.cuda.set_sync_debug_mode('error')
+    finally:
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode('default')
 
 
 # --- frozen stages and recomputation --------------------------------------------------------------
