@@ -27,7 +27,7 @@ from torch import nn
 from ..data.check import check
 from ..data.loading import DataError
 from ..data.paths import check_data
-from ..data.report import Problem, ordered, print_table
+from ..data.report import Problem, describe_counts, ordered, print_table
 from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
@@ -191,9 +191,13 @@ def report_problems(problems: Sequence[Problem], lenient: Sequence[str] = ()) ->
     found = ordered(problems, lenient)
     if found:
         print_table(found)
-    errors = [str(problem) for problem in found if problem.level == 'error']
+    errors = [problem for problem in found if problem.level == 'error']
     if errors:
-        raise UsageError('\n'.join(errors))
+        kinds = ' '.join(dict.fromkeys(problem.kind for problem in errors))
+        raise UsageError(
+            f'{describe_counts(errors)} in the data or the config, see the table: correct them, or '
+            f'pass --no-check {kinds} if they are meant.'
+        )
 
 
 def _fit_loaders(cfg: Config) -> None:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from pvt_mm.data.check import check
-from pvt_mm.data.report import Problem, ordered, print_table
+from pvt_mm.data.report import Problem, describe_counts, ordered, print_table
 
 from ..conftest import ROOT
 from .conftest import CLASSES, SIZE, annotations, coco, write_coco, write_images
@@ -570,26 +570,40 @@ def test_our_configs_on_real_data(config, monkeypatch):
     }, problems
 
 
-def test_the_table(capsys):
+def test_levels():
     note = Problem('note', 'exif', 'turned', 'nothing', where='here')
-    error = Problem('error', 'left-out', 'left', 'add them', 3, 1200, 'a[b].jpg', 'there')
-    found = ordered([note, error, note])
-    assert found == [error, note]
-    print_table(found)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert lines[0] == ['Data', 'and', 'config']
-    assert lines[3] == [
-        'error',
-        'left-out',
-        'there',
-        'left',
-        '3',
-        'of',
-        '1,200',
-        'a[b].jpg',
-        'add',
-        'them',
-    ]
-    assert lines[4] == ['note', 'exif', 'here', 'turned', '1', 'nothing']
+    error = Problem('error', 'left-out', 'left', 'add them', 3, 1200, 'a.jpg', 'there')
+    assert ordered([note, error, note]) == [error, note]
     [_, soft] = ordered([note, error], ['left-out'])[::-1]
     assert (soft.level, soft.kind) == ('warning', 'left-out')
+    assert describe_counts([note, error, note]) == '1 error, 2 notes'
+
+
+@pytest.mark.parametrize(('columns', 'width'), [(80, 80), (120, 120), (250, 120), (None, 100)])
+def test_the_table(columns, width, capsys, monkeypatch):
+    """On a terminal of these columns, and in a log file."""
+    if columns:
+        monkeypatch.setenv('FORCE_COLOR', '1')  # as a terminal
+        monkeypatch.setenv('TERM', 'xterm')
+        monkeypatch.setenv('COLUMNS', str(columns))
+    path = '/data/[x]/instances_train2017.json'
+    error = Problem(
+        *('error', 'missing-images', 'x' * 150, 'copy them'),
+        *(3456, 118_287, 'a[b].jpg', path),
+    )
+    print_table([error, Problem('note', 'exif', 'turned', 'nothing', where='here')])
+    printed = re.sub(r'\x1b\[[\d;]*m', '', capsys.readouterr().out)
+    first = width - len('missing-images  of 118,287    ')
+    assert [line.rstrip() for line in printed.splitlines()] == [
+        'Data and config: 1 error, 1 note',
+        f'error                3,456  {path}',
+        f'missing-images  of 118,287  {"x" * first}',
+        *(f'{" " * 28}{("x" * 150)[i : i + first]}' for i in range(first, 150, first)),
+        f'{" " * 28}first: a[b].jpg',
+        f'{" " * 28}to do: copy them',
+        '',
+        f'note{" " * 21}1  here',
+        f'exif{" " * 24}turned',
+        f'{" " * 28}to do: nothing',
+        '',
+    ]
