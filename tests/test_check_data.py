@@ -1,4 +1,4 @@
-"""tools/check_data.py as a user runs it."""
+"""tools/check_data.py as a user runs it, and our configs in a process that our tools did not start."""
 
 import os
 from pathlib import Path
@@ -61,3 +61,27 @@ def test_errors_and_warnings(config):
     code, printed = run(config, '--no-check', 'num-classes', *wrong)
     assert code == 0
     assert 'Traceback' not in printed
+
+
+STOCK = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+cfg = Config.fromfile(sys.argv[1])
+cfg.work_dir = 'work_dirs'
+runner = Runner.from_cfg(cfg)  # as tools/train.py of MMDetection
+dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
+names = dataset.metainfo['classes']
+for i in range(2):
+    print('labels', *(names[x['bbox_label']] for x in dataset.get_data_info(i)['instances']))
+"""
+
+
+def test_classes_by_name_under_the_tools_of_mmdetection(config, tmp_path):
+    config.write_text(config.read_text().replace(repr(CLASSES), repr(CLASSES[::-1])))
+    script = tmp_path / 'stock.py'
+    script.write_text(STOCK)
+    done = run_script([script, config], os.environ | dict(COCO_ROOT=str(tmp_path)), tmp_path)
+    found = [line for line in done.stdout.splitlines() if line.startswith('labels')]
+    assert found == ['labels cat dog', 'labels eel cat'], done.stdout

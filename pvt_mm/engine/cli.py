@@ -24,6 +24,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
+from ..data import coco
 from ..data.check import check
 from ..data.loading import DataError
 from ..data.paths import check_data
@@ -320,6 +321,4 @@ def import_host(scope: str) -> None:
         if not line.startswith(_PRINTED):
             print(line)
     if scope == 'mmdet':
-        from ..data import coco
-
         coco.install()
