@@ -1,4 +1,4 @@
-"""tools/check_data.py as a user runs it, and our configs in a process that our tools did not start."""
+"""tools/check_data.py as a user runs it, and our configs under the tools of MMDetection."""
 
 import os
 from pathlib import Path
