@@ -44,13 +44,15 @@ def peak_memory() -> int:
 
 
 def is_own(error: Exception) -> bool:
-    """True for an error that a ``raise`` of this package has made, with one line of text."""
-    if re.search(r'unexpected keyword argument|is not in the \S+ registry', str(error)):
+    """True for an error that a ``raise`` of this package has made, in one sentence."""
+    if re.search(r'unexpected keyword argument|is not in the .* registry', str(error)):
         return True  # the sentences of Python, and of mmengine's registries
     place = traceback.extract_tb(error.__traceback__)[-1]
     is_ours = Path(place.filename).is_relative_to(Path(pvt_mm.__file__).parent)
     is_told = isinstance(error, REFUSALS) and place.line.startswith('raise ')
-    return is_ours and is_told and len(str(error).splitlines()) == 1
+    # A UsageError has a sentence for each value that is wrong.
+    is_short = isinstance(error, UsageError) or len(str(error).splitlines()) == 1
+    return is_ours and is_told and is_short
 
 
 def run(

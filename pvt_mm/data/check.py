@@ -65,8 +65,13 @@ def check(
                 continue
             names, wrong = read_classes(dataset, cls, key)
             problems += wrong
-            source = _describe(Source(split, key, dataset, cls, names, '', None, None), files, keep)
-            sources.append(source)
+            source = Source(split, key, dataset, cls, names, '', None, None)
+            try:
+                sources.append(_describe(source, files, keep))
+            except UnicodeDecodeError:
+                text = f'{dataset["ann_file"]} is no text in UTF-8, expected the names of images'
+                problem = Problem('error', 'annotation-file', text, 'write it again', where=key)
+                problems.append(problem)
     seen = {}  # a dataset that several splits share is checked once
     for source in sources:
         same = (id(source.found) if source.found else source.folder, str(source.classes))

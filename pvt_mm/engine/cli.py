@@ -101,7 +101,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         help='change the config: a.b=1 c="[x,y]"',
     )
@@ -111,6 +111,25 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar='KIND',
         help='do not check the data first; with KINDs of the table: these errors are warnings',
     )
+
+
+class OptionsAction(DictAction):
+    """mmengine's DictAction, with a sentence for what it cannot parse."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for word in values:
+            try:
+                super().__call__(parser, argparse.Namespace(), [word], option_string)
+            except (ValueError, AssertionError, RecursionError) as error:
+                told = f'{word!r}, expected KEY=VALUE with matching brackets and quotes'
+                raise argparse.ArgumentError(self, told) from error
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
