@@ -13,7 +13,7 @@ from .report import Problem
 
 def find(registry: Registry, kind: Any, scope: str | None) -> type | None:
     """The class that a ``type`` in a config names, or None."""
-    if isinstance(kind, str) and kind:
+    if isinstance(kind, str) and kind and not kind.startswith('.'):  # mmengine would import it
         with registry.switch_scope_and_registry(scope) as own:
             kind = own.get(kind)
     return kind if isinstance(kind, type) else None

@@ -293,7 +293,11 @@ def check_sums(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
+            parts = archive.infolist()
+            # torch takes it for a folder and returns what happens to be in memory.
+            if any(part.external_attr & 0x10 and not part.is_dir() for part in parts):
+                raise zipfile.BadZipFile('a part of it is marked as a folder')
+            unpacked = sum(part.file_size for part in parts)
             # Only the code in a TorchScript file is compressed. Others could fill the memory.
             name = archive.testzip() if unpacked <= 10 * path.stat().st_size else ''
     except _ZIP_ERRORS as error:

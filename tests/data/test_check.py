@@ -202,6 +202,22 @@ CONFIGS = {
         'warning schedule param_scheduler.0: PolyLR ends with epoch 24, training with 12: shorten '
         'it, or train longer.',
     ),
+    'small images': (
+        lambda cfg: cfg.train_dataloader.dataset.update(filter_cfg=dict(min_size=31)),
+        'error small-images train_dataloader.dataset.filter_cfg: images less than min_size=31 '
+        'pixels wide or high, left out of training (4 of 4), first 001.jpg: lower min_size, if '
+        'that is not meant.',
+    ),
+    'a backbone': (
+        lambda cfg: cfg.model.backbone.update(out_indices=4),
+        'error backbone model.backbone: PVT: out_indices=4, expected one or several different '
+        'stages out of -4..3: correct it.',
+    ),
+    'channels that are none': (
+        lambda cfg: cfg.model.neck.update(in_channels=0.5),
+        'error channels model.neck.in_channels: in_channels is 0.5, the backbone returns [64, 128, '
+        '320, 512]: set it to [64, 128, 320, 512], or model.backbone.out_indices.',
+    ),
     'the same images': (
         lambda cfg: (
             cfg.val_evaluator.pop('ann_file'),
@@ -226,6 +242,12 @@ def test_a_fault_of_a_config(name, root):
     assert {line.split()[1] for line in found} <= {expected.split()[1], *follows}, found
 
 
+def test_a_type_like_a_path_is_in_no_registry(root):
+    cfg = detector(root)
+    cfg.model.neck = dict(type='../x')
+    assert told(cfg) == []
+
+
 def test_every_head_that_has_classes(root):
     cfg = detector(root)
     set_num_classes(cfg)
@@ -242,6 +264,22 @@ def test_classes_of_a_file(root, tmp_path):
     cfg = detector(root)
     set_classes(str(names))(cfg)
     assert told(cfg) == []
+    names.write_bytes(b'\xff\xfe')
+    found = f'{names} is no text in UTF-8, expected a name in each line: write it again.'
+    assert [line.partition('classes: ')[2] for line in told(cfg)] == [found] * 2
+
+
+@pytest.mark.parametrize(('filter_empty', 'level'), [(True, 'error'), (False, 'warning')])
+def test_training_without_objects(filter_empty, level, root):
+    """Without an image MMDetection ends in a ValueError of numpy."""
+    spoil(root, 'train', lambda c: c.update(annotations=[]))
+    cfg = detector(root)
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=filter_empty, min_size=8)
+    assert told(cfg) == [
+        f'{level} empty-images train_dataloader.dataset: no image of '
+        f'{root}/annotations/instances_train2017.json has an object of the classes: annotate them, '
+        'or correct the classes.'
+    ]
 
 
 # --- evaluators ---------------------------------------------------------------------------------
@@ -501,6 +539,11 @@ LABEL_MAPS = {
         dict(pipeline=[dict(type='LoadAnnotations', reduce_zero_label=False)]),
         'train_dataloader.dataset.pipeline.0: reduce_zero_label is False, in '
         'train_dataloader.dataset it is True: set it in the dataset alone.',
+    ),
+    'a list of names': (
+        lambda root: (root / 'names.txt').write_bytes(b'\xff\xfe'),
+        dict(ann_file='names.txt'),
+        'names.txt is no text in UTF-8, expected the names of images: write it again.',
     ),
     'unknown class': (
         lambda root: None,

@@ -126,6 +126,16 @@ def test_values_of_a_wrong_type(option, message, config):
         load(str(config), '--cfg-options', option)
 
 
+@pytest.mark.parametrize('word', ['lr', 'lr=(1,', 'a=[1,2', "b={'x': [1, None], 'y': 2}"])
+def test_options_that_cannot_be_parsed(word, config, capsys):
+    """mmengine's DictAction ends in ValueError, AssertionError or RecursionError."""
+    with pytest.raises(SystemExit) as end:
+        load(str(config), '--cfg-options', 'lr=2.0', word)
+    assert end.value.code == 2
+    expected = f'argument --cfg-options: {word!r}, expected KEY=VALUE with matching brackets'
+    assert expected in capsys.readouterr().err
+
+
 def test_mistakes_of_a_user(config, monkeypatch):
     with pytest.raises(UsageError, match=r'none\.py is no file .* expected a config'):
         load('none.py')
