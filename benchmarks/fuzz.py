@@ -10,6 +10,7 @@ more than 2 GB of memory. An input that is mishandled is printed. Needs hypothes
 
 import argparse
 import contextlib
+import gc
 import io
 import logging
 import pickle
@@ -120,6 +121,7 @@ def prepare(root: Path) -> None:
     """Write the files that the generated ones belong to, and import the hosts."""
     for host in ('mmdet', 'mmseg'):
         import_host(host)
+    gc.freeze()  # every dataset of mmengine collects garbage
     logging.getLogger('mmengine').setLevel(logging.CRITICAL)
     warnings.simplefilter('ignore')
     fuzz_data.prepare(root)
