@@ -1,22 +1,9 @@
-"""Feed generated bad data and configs to the checks, and what they let through to the hosts.
-
-    python -m benchmarks.fuzz_data --examples 2000
-
-Every input has to give a right result, or an error that the checks of :mod:`pvt_mm.data` state.
-Anything else is mishandled: another exception, a hang, more than 2 GB of memory. The three kinds of
-input are COCO annotation files, label maps, and values of a config. Needs hypothesis.
-"""
+"""Generated annotations, label maps, images and configs for :mod:`benchmarks.fuzz`."""
 
 import argparse
-import contextlib
 import copy
 import io
 import json
-import logging
-import resource
-import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.registry import METRICS, DefaultScope
@@ -32,14 +18,13 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from pvt_mm.data.check import check
-from pvt_mm.data.loading import DataError, watch
+from pvt_mm.data.loading import watch
 from pvt_mm.data.paths import check_data
 from pvt_mm.data.structure import check_structure
-from pvt_mm.engine import import_host
+from pvt_mm.engine import add_config_options, read_config
 
 CLASSES = ('cat', 'dog', 'eel')
 WIDTH, HEIGHT = 40, 30
-MAX_MEMORY = 2 * 2**30
 
 SCALARS = st.one_of(
     st.none(),
@@ -222,6 +207,20 @@ def try_annotations(raw: bytes, root: Path) -> str:
     return 'right'
 
 
+# Lists of names that an ADE20K-like dataset reads; b'' stands for none.
+NAMES = [
+    *[b''] * 8,
+    b'001',
+    b'001\n',
+    b'001\n\n',
+    b'\xef\xbb\xbf001',
+    b'001.jpg',
+    b'002',
+    b'\xff\x00',
+    b'\n',
+]
+
+
 @st.composite
 def spoiled_map(draw: Callable) -> dict:
     """A label map, and how it is meant."""
@@ -237,6 +236,7 @@ def spoiled_map(draw: Callable) -> dict:
         'cut': draw(st.none() | st.integers(0, 90)),
         'mode': draw(st.sampled_from(['L', 'L', 'P', '1'])),
         'reduce': draw(st.booleans()),
+        'names': draw(st.sampled_from(NAMES)),
     }
 
 
@@ -255,12 +255,14 @@ def try_map(given: dict, root: Path) -> str:
     else:
         cv2.imwrite(str(path), labels)
     path.write_bytes(path.read_bytes()[: given['cut']])
+    (root / 'names.txt').write_bytes(given['names'])
     dataset = {
         'type': 'BaseSegDataset',
         'data_root': str(root),
         'data_prefix': {'img_path': 'one', 'seg_map_path': 'labels'},
         'metainfo': {'classes': CLASSES},
         'reduce_zero_label': given['reduce'],
+        'ann_file': 'names.txt' if given['names'] else '',
         'pipeline': [
             {'type': 'LoadImageFromFile'},
             {'type': 'LoadAnnotations'},
@@ -299,84 +301,102 @@ def try_config(options: dict, root: Path) -> str:
         return 'refused'  # a UsageError of the tools
     if any(check_structure(cfg, ['train', 'val'])):
         return 'refused'
-    try:
-        check_data(cfg, ['train', 'val'])
-    except FileNotFoundError:
-        return 'refused'
+    check_data(cfg, ['train', 'val'])
     problems = check(cfg, ['train', 'val'])
     return 'refused' if any(problem.level == 'error' for problem in problems) else 'right'
+
+
+@st.composite
+def overrides(draw: Callable, keys: list[str]) -> list[str]:
+    """Values of ``--cfg-options``, as a user may type them."""
+    values = st.one_of(
+        st.text(max_size=8),
+        st.text('[](){},.=\'"0123456789xNone -', max_size=12),
+        st.sampled_from(['', 'None', '1e400', '[1,2', '(1,', '[[1],2]', '{}', 'True', '-1', '1_0']),
+        JUNK.map(str),
+    )
+    words = []
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(keys) | st.text('abc.0_', max_size=6))
+        words.append(draw(st.sampled_from([f'{key}=', f'{key}=', key])) + draw(values))
+    return words
+
+
+def try_overrides(words: list[str], root: Path) -> str:
+    """Give words to the command line of a tool."""
+    (root / 'a.json').write_text(json.dumps(annotations()))
+    parser = argparse.ArgumentParser()
+    add_config_options(parser)
+    try:
+        args = parser.parse_args(['--cfg-options', *words])
+    except SystemExit:
+        return 'refused'  # by argparse, which has printed its sentence
+    cfg = read_config(root / 'mine.py', args.cfg_options, ['train', 'val'])
+    problems = check(cfg, ['train', 'val'])
+    return 'refused' if any(problem.level == 'error' for problem in problems) else 'right'
+
+
+@st.composite
+def spoiled_image(draw: Callable) -> bytes:
+    """The bytes of an image file, of another format, size or mode, and damaged."""
+    mode = draw(st.sampled_from(['RGB', 'RGB', 'L', 'P', 'RGBA', 'CMYK', '1', 'I;16']))
+    size = draw(st.sampled_from([(WIDTH, HEIGHT)] * 3 + [(HEIGHT, WIDTH), (1, 1), (500, 400)]))
+    formats = {'RGBA': ['PNG', 'WEBP'], 'P': ['PNG', 'GIF'], '1': ['PNG'], 'I;16': ['PNG', 'TIFF']}
+    formats |= {'CMYK': ['JPEG', 'TIFF']}
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == 'I;16':
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    elif mode != 'RGB':
+        image = image.convert(mode)
+    exif = Image.Exif()
+    if rotation := draw(st.sampled_from([None, None, 0, 3, 6, 9])):
+        exif[274] = rotation
+    kind = draw(st.sampled_from(formats.get(mode, ['JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'])))
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif)
+    raw = bytearray(file.getvalue())
+    for _ in range(draw(st.integers(0, 4))):
+        raw[draw(st.integers(0, min(len(raw), 200) - 1) | st.integers(0, len(raw) - 1))] = draw(
+            st.integers(0, 255)
+        )
+    return bytes(raw[: draw(st.none() | st.integers(0, len(raw)))])
+
+
+def try_image(raw: bytes, root: Path) -> str:
+    """Check an image; what is not refused is loaded, in training and in validation."""
+    content = annotations()
+    content['images'] = [dict(content['images'][0], file_name='odd.jpg')]
+    content['annotations'] = content['annotations'][:2]
+    (root / 'a.json').write_text(json.dumps(content))
+    (root / 'images/odd.jpg').write_bytes(raw)
+    cfg = Config(detector(root))
+    if any(problem.level == 'error' for problem in check(cfg, ['train', 'val'])):
+        return 'refused'
+    for split in ('train', 'val'):
+        sample = build_dataset(cfg[f'{split}_dataloader'].dataset, 'mmdet')[0]
+        if tuple(sample['inputs'].shape[1:]) != tuple(sample['data_samples'].ori_shape):
+            raise AssertionError(f'{sample["inputs"].shape} was loaded')
+    return 'right'
 
 
 KINDS = {
     'annotations': (spoiled_annotations, try_annotations),
     'label maps': (spoiled_map, try_map),
+    'images': (spoiled_image, try_image),
     'config': (lambda: spoiled_config(config_keys()), try_config),
+    'overrides': (lambda: overrides(config_keys()), try_overrides),
 }
 
 
 def prepare(root: Path) -> None:
-    """Write the images that the generated files belong to."""
+    """Write the images that the generated files belong to, and a config."""
     rng = np.random.default_rng(0)
     for folder, names in {'images': range(1, 5), 'one': [1], 'labels': []}.items():
         (root / folder).mkdir(exist_ok=True)
         for n in names:
             image = rng.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
             cv2.imwrite(f'{root}/{folder}/{n:03}.jpg', image)
-    for host in ('mmdet', 'mmseg'):
-        import_host(host)
-    logging.getLogger('mmengine').setLevel(logging.CRITICAL)
-    warnings.simplefilter('ignore')
-
-
-def run(kind: str, examples: int, root: Path, shrink: bool = True) -> tuple[Counter, list[str]]:
-    """Try generated inputs of a kind.
-
-    Returns:
-        How many were refused and how many gave a right result; the inputs that were mishandled.
-    """
-    strategy, attempt = KINDS[kind]
-    counts, mishandled = Counter(), []
-    phases = [Phase.explicit, Phase.generate] + ([Phase.shrink] if shrink else [])
-
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=phases,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy())
-    def example(value: Any) -> None:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            try:
-                counts[attempt(value, root)] += 1
-            except DataError:
-                counts['refused'] += 1
-            except Exception as error:
-                if shrink:
-                    raise
-                mishandled.append(f'{type(error).__name__}: {error!s:.200} {value!r:.2000}')
-
-    example()
-    return counts, mishandled
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--examples', type=int, default=2000, help='inputs of each kind')
-    parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        for kind in args.kinds:
-            counts, mishandled = run(kind, args.examples, Path(folder), shrink=False)
-            print(f'{kind}: {dict(counts)}, mishandled {len(mishandled)}')
-            for line in mishandled[:20]:
-                print('  ', line)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-    print(f'peak memory {peak / 2**20:.0f} MiB, allowed {MAX_MEMORY / 2**20:.0f}')
-
-
-if __name__ == '__main__':
-    main()
+    lines = [f'{key} = {value!r}' for key, value in detector(root).items()]
+    (root / 'mine.py').write_text('\n'.join(lines))

@@ -32,6 +32,8 @@ PVTV2_ARCHS = {
     'b5': dict(_WIDE, depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 }
 
+_LARGEST = 8192  # of the numbers of an arch: a typing mistake, and hours of building, are beyond
+
 
 def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **explicit) -> dict:
     """The numbers of ``arch``, overridden by those given explicitly.
@@ -76,21 +78,28 @@ def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **e
     for key, values in numbers.items():
         for value in values:
             is_number = isinstance(value, Real if key == 'mlp_ratios' else Integral)
-            if isinstance(value, bool) or not is_number or value <= 0:
+            if isinstance(value, bool) or not is_number or not 0 < value <= _LARGEST:
                 raise ValueError(
-                    f'{owner}: {key}={values} has {value!r}, expected numbers above 0.'
+                    f'{owner}: {key}={values} has {value!r}, expected numbers above 0, at most '
+                    f'{_LARGEST}.'
                 )
     if not isinstance(linear, bool):
         raise ValueError(f'{owner}: linear={linear!r}, expected True or False.')
     if len({len(v) for v in numbers.values()}) != 1 or not numbers['depths']:
         lengths = ', '.join(f'{k} has {len(v)}' for k, v in numbers.items())
         raise ValueError(f'{owner}: an arch needs one entry per stage in every tuple: {lengths}.')
-    pairs = zip(numbers['embed_dims'], numbers['num_heads'], strict=True)
-    for stage, (dim, heads) in enumerate(pairs, 1):
+    keys = ('embed_dims', 'num_heads', 'mlp_ratios')
+    stages = zip(*(numbers[key] for key in keys), strict=True)
+    for stage, (dim, heads, ratio) in enumerate(stages, 1):
         if dim % heads:
             raise ValueError(
                 f'{owner}: embed_dims of stage {stage} is {dim}, expected a multiple of its '
                 f'num_heads, {heads}.'
+            )
+        if dim * ratio < 1:
+            raise ValueError(
+                f'{owner}: mlp_ratios of stage {stage} is {ratio}, expected at least 1 / {dim}, '
+                f'its embed_dims.'
             )
     return numbers | {'linear': linear}
 

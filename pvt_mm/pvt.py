@@ -17,7 +17,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -251,6 +251,12 @@ class _Pyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
+        parts = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+        are_dicts = isinstance(parts, Sequence) and all(isinstance(p, Mapping) for p in parts)
+        if not are_dicts or not all('type' in part for part in parts):
+            raise ValueError(
+                f'{name}: init_cfg={init_cfg!r}, expected a dict with a type, or a list of them.'
+            )
         self.arch = resolve_arch(
             name,
             self.ARCHS,
@@ -270,8 +276,10 @@ class _Pyramid(BaseModule):
         for key, rate in dict(
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
         ).items():
-            if not 0 <= rate < 1:
-                raise ValueError(f'{name}: {key}={rate}, expected 0 <= {key} < 1.')
+            if not _is_real(rate) or not 0 <= rate < 1:
+                raise ValueError(f'{name}: {key}={rate!r}, expected 0 <= {key} < 1.')
+        if not _is_real(norm_eps) or not 0 <= norm_eps < 1:
+            raise ValueError(f'{name}: norm_eps={norm_eps!r}, expected 0 <= norm_eps < 1.')
         if not _is_integer(in_channels) or in_channels < 1:
             raise ValueError(f'{name}: in_channels={in_channels!r}, expected a number above 0.')
         self.out_indices = self._resolve_out_indices(out_indices)
@@ -444,6 +452,10 @@ class _Pyramid(BaseModule):
             return self.frozen_stages >= 0
         stage = re.search(r'\d+$', head)
         return stage is not None and int(stage[0]) <= self.frozen_stages
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_integer(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Run scripts in processes that have imported the hosts already, which saves most of the time."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -33,6 +34,7 @@ def run_script(
 
 
 def _run(arguments: list[str], env: dict[str, str], cwd: str, output: str) -> None:
+    gc.freeze()  # as in conftest.py
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)

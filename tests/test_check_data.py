@@ -1,4 +1,4 @@
-"""tools/check_data.py as a user runs it."""
+"""tools/check_data.py as a user runs it, and our configs under the tools of MMDetection."""
 
 import os
 from pathlib import Path
@@ -49,18 +49,39 @@ def test_errors_and_warnings(config):
     code, printed = run(config)
     assert code == 0
     assert 'images that cannot be read' in printed
-    code, printed = run(config, '--cfg-options', 'model.bbox_head.num_classes=80')
+    wrong = ('--cfg-options', 'model.bbox_head.num_classes=80')
+    code, printed = run(config, *wrong)
     assert code == 1
-    found = (
-        'model.bbox_head.num_classes: num_classes is 80, expected 3, the classes of the training'
+    assert printed.splitlines()[-1] == (
+        '1 error in the data or the config, see the table: correct them, or pass --no-check '
+        'num-classes if they are meant.'
     )
-    assert printed.splitlines()[-1] == f'{found} set: set it to 3.'
-    table = [line.split() for line in printed.splitlines() if 'num-classes' in line]
-    assert table[0][:3] == ['error', 'num-classes', 'model.bbox_head.num_classes']
-    assert printed.index('num-classes') < printed.index('unreadable')
-    code, printed = run(
-        *(config, '--no-check', 'num-classes'),
-        *('--cfg-options', 'model.bbox_head.num_classes=80'),
-    )
+    found = 'num_classes is 80, expected 3, the classes of the training set'
+    assert printed.index(found) < printed.index('images that cannot be read')
+    code, printed = run(config, '--no-check', 'num-classes', *wrong)
     assert code == 0
     assert 'Traceback' not in printed
+
+
+STOCK = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+cfg = Config.fromfile(sys.argv[1])
+cfg.work_dir = 'work_dirs'
+runner = Runner.from_cfg(cfg)  # as tools/train.py of MMDetection
+dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
+names = dataset.metainfo['classes']
+for i in range(2):
+    print('labels', *(names[x['bbox_label']] for x in dataset.get_data_info(i)['instances']))
+"""
+
+
+def test_classes_by_name_under_the_tools_of_mmdetection(config, tmp_path):
+    config.write_text(config.read_text().replace(repr(CLASSES), repr(CLASSES[::-1])))
+    script = tmp_path / 'stock.py'
+    script.write_text(STOCK)
+    done = run_script([script, config], os.environ | dict(COCO_ROOT=str(tmp_path)), tmp_path)
+    found = [line for line in done.stdout.splitlines() if line.startswith('labels')]
+    assert found == ['labels cat dog', 'labels eel cat'], done.stdout

@@ -486,8 +486,11 @@ def test_rules_for_single_parameters(name):
 
 
 @all_configs
-def test_stock_tools_find_the_backbone(name):
+def test_stock_tools_find_backbone_and_hooks(name):
     cfg = load_default(name)
+    by_name = {'ClassesByNameHook'} if cfg.default_scope == 'mmdet' else set()
+    hooks = {hook.type for hook in cfg.default_hooks.values() if hook}
+    assert hooks >= {'DurableCheckpointHook', 'NaNGuardHook'} | by_name
     if cfg.model.backbone.type in ('PVT', 'PVTv2'):
         assert cfg.custom_imports.imports == ['pvt_mm']
         assert not cfg.custom_imports.allow_failed_imports

@@ -3,7 +3,9 @@
 _base_ = ['mmdet::atss/atss_r50_fpn_1x_coco.py', '../_base_/coco_3x_ms.py']
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 default_hooks = dict(
-    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+    checkpoint=dict(type='DurableCheckpointHook'),
+    nan_guard=dict(type='NaNGuardHook'),
+    classes=dict(type='ClassesByNameHook'),
 )
 
 model = dict(

@@ -3,7 +3,9 @@
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 default_hooks = dict(
-    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+    checkpoint=dict(type='DurableCheckpointHook'),
+    nan_guard=dict(type='NaNGuardHook'),
+    classes=dict(type='ClassesByNameHook'),
 )
 
 # The authors train with 32. They test the baseline, but not PVT, with 1; a data preprocessor has

@@ -8,7 +8,9 @@ _base_ = [
 ]
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 default_hooks = dict(
-    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+    checkpoint=dict(type='DurableCheckpointHook'),
+    nan_guard=dict(type='NaNGuardHook'),
+    classes=dict(type='ClassesByNameHook'),
 )
 
 model = dict(

@@ -6,7 +6,9 @@ Optimizer, schedule and pipeline are MMDetection's for ResNet-50.
 _base_ = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py'
 custom_imports = dict(imports=['pvt_mm'], allow_failed_imports=False)
 default_hooks = dict(
-    checkpoint=dict(type='DurableCheckpointHook'), nan_guard=dict(type='NaNGuardHook')
+    checkpoint=dict(type='DurableCheckpointHook'),
+    nan_guard=dict(type='NaNGuardHook'),
+    classes=dict(type='ClassesByNameHook'),
 )
 
 model = dict(

@@ -238,7 +238,8 @@ class _Examination:
         categories = self.content.get('categories', [])
         known = {category['id']: str(category['name']) for category in categories}
         keys = [
-            (_hashable(a.get('image_id')), _hashable(a.get('category_id'))) for a in annotations
+            (coco.hashable(a.get('image_id')), coco.hashable(a.get('category_id')))
+            for a in annotations
         ]
         counts = Counter(category for image, category in keys if image in images)
         self.found.categories = [[i, name, counts[i]] for i, name in known.items()]
@@ -263,6 +264,9 @@ class _Examination:
             self.add(
                 'warning', 'empty-images', text, 'nothing, if that is meant', bare, len(images)
             )
+        odd = [a for a in annotations if a.get('iscrowd') not in (0, 1, None)]
+        text = 'annotations whose iscrowd is neither 0 nor 1'
+        self.add('error', 'iscrowd', text, 'write one of them, or leave iscrowd out', odd, n)
         ids = [a.get('id') for a in annotations]
         if not coco.are_ids(ids):
             bad = [i for i in ids if type(i) is not int or i <= 0] or _repeated(map(str, ids))
@@ -368,10 +372,6 @@ def _is_size(image: dict) -> bool:
     sides = (image.get('width'), image.get('height'))
     are_pixels = all(type(s) in _NUMBERS and 0 < s < 1e9 and s == int(s) for s in sides)
     return are_pixels and sides[0] * sides[1] <= _MAX_PIXELS
-
-
-def _hashable(value: Any) -> Any:
-    return value if type(value) in (int, float, str) and value == value else None
 
 
 def _repeated(values: Any) -> list:

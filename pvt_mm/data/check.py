@@ -65,8 +65,13 @@ def check(
                 continue
             names, wrong = read_classes(dataset, cls, key)
             problems += wrong
-            source = _describe(Source(split, key, dataset, cls, names, '', None, None), files, keep)
-            sources.append(source)
+            source = Source(split, key, dataset, cls, names, '', None, None)
+            try:
+                sources.append(_describe(source, files, keep))
+            except UnicodeDecodeError:
+                text = f'{dataset["ann_file"]} is no text in UTF-8, expected the names of images'
+                problem = Problem('error', 'annotation-file', text, 'write it again', where=key)
+                problems.append(problem)
     seen = {}  # a dataset that several splits share is checked once
     for source in sources:
         same = (id(source.found) if source.found else source.folder, str(source.classes))
@@ -143,6 +148,8 @@ def _check_source(cfg: Config, source: Source, full: bool) -> Iterator[Problem]:
             return
         if source.classes:
             yield from _check_names(source)
+        if is_train:
+            yield from _check_filter(source)
         yield from _check_masks(cfg, source)
         yield from _check_images(source, full)
     elif source.pairs is not None:
@@ -180,6 +187,24 @@ def _check_names(source: Source) -> Iterator[Problem]:
     if order != source.classes:
         text = f'the names are in another order than in {file}'
         yield Problem('note', 'class-order', text, 'nothing: they are matched by name', where=where)
+
+
+def _check_filter(source: Source) -> Iterator[Problem]:
+    """Images that ``filter_cfg`` leaves out of training, so that there may be none."""
+    found, where = source.found, f'{source.key}.filter_cfg'
+    rules = source.config.get('filter_cfg') or {}
+    least = rules.get('min_size', 0)
+    small = [n for n, size in zip(found.names, found.sizes, strict=True) if min(size) < least]
+    if small:
+        level = 'error' if len(small) == len(found.names) else 'warning'
+        text = f'images less than min_size={least} pixels wide or high, left out of training'
+        args = (len(small), len(found.names), small[0], where)
+        yield Problem(level, 'small-images', text, 'lower min_size, if that is not meant', *args)
+    if not any(n for _, name, n in found.categories if name in (source.classes or [name])):
+        text = f'no image of {found.path} has an object of the classes'
+        cure = 'annotate them, or correct the classes'
+        level = 'error' if rules.get('filter_empty_gt') else 'warning'
+        yield Problem(level, 'empty-images', text, cure, where=source.key)
 
 
 def _check_masks(cfg: Config, source: Source) -> Iterator[Problem]:

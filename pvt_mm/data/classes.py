@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import MODELS, Registry
@@ -12,7 +13,7 @@ from .report import Problem
 
 def find(registry: Registry, kind: Any, scope: str | None) -> type | None:
     """The class that a ``type`` in a config names, or None."""
-    if isinstance(kind, str) and kind:
+    if isinstance(kind, str) and kind and not kind.startswith('.'):  # mmengine would import it
         with registry.switch_scope_and_registry(scope) as own:
             kind = own.get(kind)
     return kind if isinstance(kind, type) else None
@@ -49,8 +50,11 @@ def read_classes(dataset: Mapping, cls: type, key: str) -> tuple[list | None, li
     if classes is None:
         return None, []
     if isinstance(classes, str) and os.path.isfile(classes):  # as mmengine reads it
-        with open(classes, encoding='utf-8') as file:
-            classes = file.read().splitlines()
+        try:
+            classes = Path(classes).read_text('utf-8').splitlines()
+        except UnicodeDecodeError:
+            text = f'{classes} is no text in UTF-8, expected a name in each line'
+            return None, [Problem('error', 'classes', text, 'write it again', where=where)]
     if isinstance(classes, str):
         text = f'the classes are the string {classes!r}, expected a tuple'
         cure = f'write ({classes!r},) with a comma'

@@ -176,18 +176,22 @@ def complete(dataset: dict) -> None:
 
     - Ids that are 0, negative, no integers or used twice are numbered anew: COCO's evaluation notes
       a match by its id and takes 0 for none.
+    - Annotations of images that are not listed are left out.
     - A missing ``iscrowd`` is 0; a missing or zero ``area`` that of the mask or, without one, of
       the box; a missing ``bbox`` that of the mask.
     - A mask that is missing or broken becomes NO_MASK.
     """
     annotations = dataset.get('annotations') or []
     sizes = {image['id']: image for image in dataset.get('images') or []}
+    if sizes:
+        annotations = [a for a in annotations if hashable(a.get('image_id')) in sizes]
+        dataset['annotations'] = annotations
     ids = [annotation.get('id') for annotation in annotations]
     if not are_ids(ids):
         for number, annotation in enumerate(annotations, 1):
             annotation['id'] = number
     for annotation in annotations:
-        annotation.setdefault('iscrowd', 0)
+        annotation['iscrowd'] = annotation.get('iscrowd') or 0
         if 'segments_info' in annotation or ('bbox' not in annotation and 'caption' in annotation):
             continue  # panoptic annotations and captions have neither boxes nor masks
         mask, image = annotation.get('segmentation'), sizes.get(annotation.get('image_id'), {})
@@ -197,6 +201,11 @@ def complete(dataset: dict) -> None:
             annotation['bbox'] = mask_box(mask)
         if not annotation.get('area') and annotation.get('bbox'):
             annotation['area'] = mask_area(mask) or annotation['bbox'][2] * annotation['bbox'][3]
+
+
+def hashable(value: Any) -> Any:
+    """A value that can be the id of an image or a category, None for any other."""
+    return value if type(value) in (int, float, str) and value == value else None
 
 
 def are_ids(ids: Sequence) -> bool:

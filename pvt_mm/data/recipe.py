@@ -43,10 +43,18 @@ def find_backbones(model: Any, scope: str) -> Iterator[tuple[str, Mapping]]:
 
 
 def _check_channels(cfg: Config, backbones: Mapping[str, Mapping]) -> Iterator[Problem]:
-    """The numbers of channels that a backbone returns and that the next part expects."""
+    """Backbones that cannot be built, or return other channels than the next part expects."""
     import torch
 
     for key, backbone in backbones.items():
+        cls = find(MODELS, backbone['type'], cfg.default_scope)
+        try:
+            with torch.device('meta'):
+                built = cls(**{k: v for k, v in backbone.items() if k not in ('type', '_scope_')})
+        except (TypeError, ValueError) as error:
+            text = str(error).rstrip('.')
+            yield Problem('error', 'backbone', text, 'correct it', where=key)
+            continue
         owner = key.rpartition('.')[0]
         parent: Any = cfg
         for name in owner.split('.'):
@@ -56,18 +64,12 @@ def _check_channels(cfg: Config, backbones: Mapping[str, Mapping]) -> Iterator[P
         expected = expected.get('in_channels')
         if expected is None:
             continue
-        arguments = {k: v for k, v in backbone.items() if k not in ('type', '_scope_', 'init_cfg')}
-        cls = find(MODELS, backbone['type'], cfg.default_scope)
-        try:
-            with torch.device('meta'):
-                found = cls(**arguments).out_channels
-        except (TypeError, ValueError):
-            continue  # told when the model is built
-        given = [expected] if isinstance(expected, int) else list(expected)
-        if (part == 'decode_head' and isinstance(expected, int)) or list(found) == given:
+        found = list(built.out_channels)
+        given = list(expected) if isinstance(expected, Sequence) else [expected]
+        if (part == 'decode_head' and isinstance(expected, int)) or found == given:
             continue
-        text = f'in_channels is {expected}, the backbone returns {list(found)}'
-        cure = f'set it to {list(found)}, or {key}.out_indices'
+        text = f'in_channels is {expected}, the backbone returns {found}'
+        cure = f'set it to {found}, or {key}.out_indices'
         yield Problem('error', 'channels', text, cure, where=f'{owner}.{part}.in_channels')
 
 

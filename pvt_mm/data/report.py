@@ -1,6 +1,7 @@
 """What a check has found, and its table."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 LEVELS = ('error', 'warning', 'note')
@@ -45,21 +46,29 @@ def ordered(problems: Iterable[Problem], lenient: Sequence[str] = ()) -> list[Pr
     return sorted(soft, key=lambda problem: LEVELS.index(problem.level))
 
 
+def describe_counts(problems: Iterable[Problem]) -> str:
+    """The number of each level: ``2 errors, 1 note``."""
+    counts = Counter(problem.level for problem in problems)
+    return ', '.join(f'{counts[k]} {k}{"s" * (counts[k] > 1)}' for k in LEVELS if counts[k])
+
+
 def print_table(problems: Sequence[Problem]) -> None:
-    """Print a table of problems to standard output."""
-    from rich import box
+    """Print a table of problems to standard output, for 80 columns and more."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title='Data and config', title_justify='left')
-    for title in ('', 'kind', 'where', 'found', 'count', 'first', 'what to do'):
-        table.add_column(title, overflow='fold', justify='right' if title == 'count' else 'left')
+    title = f'Data and config: {describe_counts(problems)}'
+    padding = (0, 2, 1, 0)  # an empty line below each
+    table = Table(box=None, title=title, title_justify='left', show_header=False, padding=padding)
+    for justify in ('left', 'right', 'left'):
+        table.add_column(justify=justify, overflow='fold')
     for p in problems:
-        count = f'{p.count:,} of {p.total:,}' if p.total else f'{p.count:,}'
-        cells = (p.level, p.kind, p.where, p.text, count, p.first, p.cure)
-        table.add_row(*map(Text, cells), style=_COLOURS[p.level])
+        level = Text.assemble((p.level, _COLOURS[p.level]), f'\n{p.kind}')
+        count = f'{p.count:,}\nof {p.total:,}' if p.total else f'{p.count:,}'
+        found = Text.assemble((p.where, 'bold'), f'\n{p.text}')
+        found.append(f'\nfirst: {p.first}' if p.first else '')
+        table.add_row(level, count, found.append(f'\nto do: {p.cure}'))
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)  # a log file
-    console.print(table)
+    # A log file has no width, and long lines are hard to read on any screen.
+    Console(width=min(console.width, 120) if console.is_terminal else 100).print(table)

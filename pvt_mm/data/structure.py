@@ -48,6 +48,7 @@ _DATASET = dict(
     data_root=_PATH,
     data_prefix=_Kind('a dict of paths', _is_prefix),
     metainfo=_DICT,
+    filter_cfg=_Kind('a dict, min_size in it an integer of at least 0', lambda v: _is_filter(v)),
     pipeline=_Kind('a list of dicts', _is_list),
     indices=_Kind('a number or a list of them', lambda v: isinstance(v, (int, list, tuple))),
     img_suffix=_Kind('a string', lambda value: isinstance(value, str)),
@@ -64,6 +65,10 @@ _SCHEDULER = dict(
     by_epoch=_FLAG,
     milestones=_Kind('a list of integers', lambda v: _are_integers(v)),
 )
+
+
+def _is_filter(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_int(0)(value.get('min_size', 0))
 
 
 def _are_integers(value: Any) -> bool:

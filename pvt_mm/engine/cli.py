@@ -24,10 +24,11 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
+from ..data import coco
 from ..data.check import check
 from ..data.loading import DataError
 from ..data.paths import check_data
-from ..data.report import Problem, ordered, print_table
+from ..data.report import Problem, describe_counts, ordered, print_table
 from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
@@ -100,7 +101,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         help='change the config: a.b=1 c="[x,y]"',
     )
@@ -110,6 +111,25 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar='KIND',
         help='do not check the data first; with KINDs of the table: these errors are warnings',
     )
+
+
+class OptionsAction(DictAction):
+    """mmengine's DictAction, with a sentence for what it cannot parse."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for word in values:
+            try:
+                super().__call__(parser, argparse.Namespace(), [word], option_string)
+            except (ValueError, AssertionError, RecursionError) as error:
+                told = f'{word!r}, expected KEY=VALUE with matching brackets and quotes'
+                raise argparse.ArgumentError(self, told) from error
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -191,9 +211,13 @@ def report_problems(problems: Sequence[Problem], lenient: Sequence[str] = ()) ->
     found = ordered(problems, lenient)
     if found:
         print_table(found)
-    errors = [str(problem) for problem in found if problem.level == 'error']
+    errors = [problem for problem in found if problem.level == 'error']
     if errors:
-        raise UsageError('\n'.join(errors))
+        kinds = ' '.join(dict.fromkeys(problem.kind for problem in errors))
+        raise UsageError(
+            f'{describe_counts(errors)} in the data or the config, see the table: correct them, or '
+            f'pass --no-check {kinds} if they are meant.'
+        )
 
 
 def _fit_loaders(cfg: Config) -> None:
@@ -316,6 +340,4 @@ def import_host(scope: str) -> None:
         if not line.startswith(_PRINTED):
             print(line)
     if scope == 'mmdet':
-        from ..data import coco
-
         coco.install()

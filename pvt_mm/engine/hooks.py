@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 
+from ..data import coco
 from ..data.images import explain_unreadable
 from ..data.loading import leaves
 from ..pvt import PVT, Block, PVTv2
@@ -65,6 +66,17 @@ class DataWaitHook(Hook):
                 f'on average of the last {self.interval}. Raise train_dataloader.num_workers (now '
                 f'{runner.train_dataloader.num_workers}; {os.cpu_count()} CPUs here).'
             )
+
+
+@HOOKS.register_module()
+class ClassesByNameHook(Hook):
+    """Lets MMDetection match classes by name under its own tools too, see :mod:`pvt_mm.data.coco`.
+
+    A Runner builds its hooks before its datasets and metrics.
+    """
+
+    def __init__(self) -> None:
+        coco.install()
 
 
 @HOOKS.register_module()

@@ -74,10 +74,13 @@ def load_pretrained(
                 f'{checkpoint} has nothing under the prefix {prefix!r} of init_cfg, expected a '
                 f'backbone; its tensors are {count_by_part(given)}.'
             )
-    if strict:
-        model.load_state_dict(tensors)
-    else:
+    if not strict:
         load_what_fits(model, tensors)
+        return
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # torch's own has a line for each kind of mistake
+        raise RuntimeError(f'{checkpoint}: {" ".join(str(error).split())}') from error
 
 
 def load_what_fits(model: nn.Module, tensors: Mapping) -> None:
@@ -373,7 +376,7 @@ def describe(numbers: Mapping) -> str:
         if numbers == _arch_numbers(kind, arch):
             return f'{kind} arch {name!r}'
     widths = zip(numbers['hidden_dims'], numbers['embed_dims'], strict=True)
-    ratios = tuple(round(hidden / dim, 2) for hidden, dim in widths)
+    ratios = tuple(round(hidden / max(dim, 1), 2) for hidden, dim in widths)
     return (
         f'a {kind} with embed_dims={numbers["embed_dims"]}, depths={numbers["depths"]}, '
         f'mlp_ratios={ratios}' + (', linear=True' if numbers['linear'] else '')

@@ -253,10 +253,21 @@ def select(state_dict: Mapping, prefix: str) -> OrderedDict:
 
 
 def unwrap(content: Mapping) -> Mapping:
-    """The tensors by name in the dict that a trainer saved, or the content itself."""
-    inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
-    tensors = next(inner, None)
-    return content if tensors is None else unwrap(tensors)
+    """The tensors by name in the dict that a trainer saved, or the content itself.
+
+    Raises:
+        ValueError: there are names that are no strings.
+    """
+    seen = set()  # a damaged dict may hold itself
+    while id(content) not in seen:
+        seen.add(id(content))
+        inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+        content = next(inner, content)
+    if wrong := [key for key in content if not isinstance(key, str)]:
+        raise ValueError(
+            f'The checkpoint has the names {wrong[:3]!r}, expected tensors under names of modules.'
+        )
+    return content
 
 
 def find_sources(keys: Iterable[str]) -> list[tuple[str, str]]:

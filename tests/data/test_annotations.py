@@ -188,6 +188,13 @@ FAULTS = {
     ),
     'no area': (change('annotations', area=None), 'note area', r'without an area \(8 of 8\)'),
     'area of text': (change('annotations', 0, area='48'), 'error area', 'area is no number'),
+    'crowd': (
+        change('annotations', 2, iscrowd='0'),
+        'error iscrowd',
+        r'iscrowd is neither 0 nor 1 \(1 of 8\), first id 3',
+    ),
+    'list as image id': (change('annotations', 0, image_id=[1]), 'warning image-ids', '1 of 8'),
+    'no image id': (change('annotations', 0, image_id=None), 'warning image-ids', '1 of 8'),
     'no objects': (
         change('annotations', image_id=1),
         'warning empty-images',

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from pvt_mm.data.check import check
-from pvt_mm.data.report import Problem, ordered, print_table
+from pvt_mm.data.report import Problem, describe_counts, ordered, print_table
 
 from ..conftest import ROOT
 from .conftest import CLASSES, SIZE, annotations, coco, write_coco, write_images
@@ -202,6 +202,22 @@ CONFIGS = {
         'warning schedule param_scheduler.0: PolyLR ends with epoch 24, training with 12: shorten '
         'it, or train longer.',
     ),
+    'small images': (
+        lambda cfg: cfg.train_dataloader.dataset.update(filter_cfg=dict(min_size=31)),
+        'error small-images train_dataloader.dataset.filter_cfg: images less than min_size=31 '
+        'pixels wide or high, left out of training (4 of 4), first 001.jpg: lower min_size, if '
+        'that is not meant.',
+    ),
+    'a backbone': (
+        lambda cfg: cfg.model.backbone.update(out_indices=4),
+        'error backbone model.backbone: PVT: out_indices=4, expected one or several different '
+        'stages out of -4..3: correct it.',
+    ),
+    'channels that are none': (
+        lambda cfg: cfg.model.neck.update(in_channels=0.5),
+        'error channels model.neck.in_channels: in_channels is 0.5, the backbone returns [64, 128, '
+        '320, 512]: set it to [64, 128, 320, 512], or model.backbone.out_indices.',
+    ),
     'the same images': (
         lambda cfg: (
             cfg.val_evaluator.pop('ann_file'),
@@ -226,6 +242,12 @@ def test_a_fault_of_a_config(name, root):
     assert {line.split()[1] for line in found} <= {expected.split()[1], *follows}, found
 
 
+def test_a_type_like_a_path_is_in_no_registry(root):
+    cfg = detector(root)
+    cfg.model.neck = dict(type='../x')
+    assert told(cfg) == []
+
+
 def test_every_head_that_has_classes(root):
     cfg = detector(root)
     set_num_classes(cfg)
@@ -242,6 +264,22 @@ def test_classes_of_a_file(root, tmp_path):
     cfg = detector(root)
     set_classes(str(names))(cfg)
     assert told(cfg) == []
+    names.write_bytes(b'\xff\xfe')
+    found = f'{names} is no text in UTF-8, expected a name in each line: write it again.'
+    assert [line.partition('classes: ')[2] for line in told(cfg)] == [found] * 2
+
+
+@pytest.mark.parametrize(('filter_empty', 'level'), [(True, 'error'), (False, 'warning')])
+def test_training_without_objects(filter_empty, level, root):
+    """Without an image MMDetection ends in a ValueError of numpy."""
+    spoil(root, 'train', lambda c: c.update(annotations=[]))
+    cfg = detector(root)
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=filter_empty, min_size=8)
+    assert told(cfg) == [
+        f'{level} empty-images train_dataloader.dataset: no image of '
+        f'{root}/annotations/instances_train2017.json has an object of the classes: annotate them, '
+        'or correct the classes.'
+    ]
 
 
 # --- evaluators ---------------------------------------------------------------------------------
@@ -502,6 +540,11 @@ LABEL_MAPS = {
         'train_dataloader.dataset.pipeline.0: reduce_zero_label is False, in '
         'train_dataloader.dataset it is True: set it in the dataset alone.',
     ),
+    'a list of names': (
+        lambda root: (root / 'names.txt').write_bytes(b'\xff\xfe'),
+        dict(ann_file='names.txt'),
+        'names.txt is no text in UTF-8, expected the names of images: write it again.',
+    ),
     'unknown class': (
         lambda root: None,
         dict(type='ADE20KDataset', metainfo=dict(classes=('wall', 'bulding'))),
@@ -581,26 +624,40 @@ def test_our_configs_on_real_data(config, monkeypatch):
     }, problems
 
 
-def test_the_table(capsys):
+def test_levels():
     note = Problem('note', 'exif', 'turned', 'nothing', where='here')
-    error = Problem('error', 'left-out', 'left', 'add them', 3, 1200, 'a[b].jpg', 'there')
-    found = ordered([note, error, note])
-    assert found == [error, note]
-    print_table(found)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert lines[0] == ['Data', 'and', 'config']
-    assert lines[3] == [
-        'error',
-        'left-out',
-        'there',
-        'left',
-        '3',
-        'of',
-        '1,200',
-        'a[b].jpg',
-        'add',
-        'them',
-    ]
-    assert lines[4] == ['note', 'exif', 'here', 'turned', '1', 'nothing']
+    error = Problem('error', 'left-out', 'left', 'add them', 3, 1200, 'a.jpg', 'there')
+    assert ordered([note, error, note]) == [error, note]
     [_, soft] = ordered([note, error], ['left-out'])[::-1]
     assert (soft.level, soft.kind) == ('warning', 'left-out')
+    assert describe_counts([note, error, note]) == '1 error, 2 notes'
+
+
+@pytest.mark.parametrize(('columns', 'width'), [(80, 80), (120, 120), (250, 120), (None, 100)])
+def test_the_table(columns, width, capsys, monkeypatch):
+    """On a terminal of these columns, and in a log file."""
+    if columns:
+        monkeypatch.setenv('FORCE_COLOR', '1')  # as a terminal
+        monkeypatch.setenv('TERM', 'xterm')
+        monkeypatch.setenv('COLUMNS', str(columns))
+    path = '/data/[x]/instances_train2017.json'
+    error = Problem(
+        *('error', 'missing-images', 'x' * 150, 'copy them'),
+        *(3456, 118_287, 'a[b].jpg', path),
+    )
+    print_table([error, Problem('note', 'exif', 'turned', 'nothing', where='here')])
+    printed = re.sub(r'\x1b\[[\d;]*m', '', capsys.readouterr().out)
+    first = width - len('missing-images  of 118,287    ')
+    assert [line.rstrip() for line in printed.splitlines()] == [
+        'Data and config: 1 error, 1 note',
+        f'error                3,456  {path}',
+        f'missing-images  of 118,287  {"x" * first}',
+        *(f'{" " * 28}{("x" * 150)[i : i + first]}' for i in range(first, 150, first)),
+        f'{" " * 28}first: a[b].jpg',
+        f'{" " * 28}to do: copy them',
+        '',
+        f'note{" " * 21}1  here',
+        f'exif{" " * 24}turned',
+        f'{" " * 28}to do: nothing',
+        '',
+    ]

@@ -182,6 +182,7 @@ CODE = dict(size=[30, 40], counts=[2 * 30 + 3, 6, 24, 6, 1200 - 99])  # two colu
         (dict(segmentation=[[1, 2, 3, 4]]), dict(segmentation=[[]])),
         (dict(segmentation=dict(size=[30, 40], counts=[3])), dict(segmentation=[[]])),
         (dict(iscrowd=1), dict(iscrowd=1)),
+        (dict(iscrowd=[]), dict(iscrowd=0)),
         (dict(id=0), dict(id=1)),
     ],
 )
@@ -194,6 +195,17 @@ def test_completion(given, expected):
     data = dict(images=annotations()['images'], annotations=[item])
     complete(data)
     assert {key: data['annotations'][0][key] for key in expected} == expected
+
+
+@pytest.mark.parametrize('image', [None, 99, [1], {}])
+def test_annotations_of_no_image_are_left_out(image, tmp_path):
+    """pycocotools ends in a KeyError or a TypeError."""
+    content = annotations()
+    content['annotations'][1]['image_id'] = image
+    if image is None:
+        del content['annotations'][1]['image_id']
+    found = labels_of(dataset(write_coco(tmp_path, content=content)))
+    assert found[:2] == [['cat'], ['eel', 'cat']]
 
 
 def test_a_complete_file_does_not_change():

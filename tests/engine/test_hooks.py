@@ -35,7 +35,8 @@ for registry, names in (
     (MODELS, ['PVT', 'PVTv2']),
     (METRICS, ['FastCocoMetric']),
     (FUNCTIONS, ['wrap_pvt_blocks']),
-    (HOOKS, ['BriefingHook', 'CompileBackboneHook', 'CompleteCheckpointHook']),
+    (HOOKS, ['BriefingHook', 'ClassesByNameHook', 'CompileBackboneHook']),
+    (HOOKS, ['CompleteCheckpointHook']),
     (HOOKS, ['DataWaitHook', 'PeakMemoryHook', 'UnreadableImagesHook']),
 ):
     for name in names:

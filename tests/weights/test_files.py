@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import struct
 import threading
 import zipfile
 from collections import OrderedDict
@@ -192,6 +193,34 @@ def test_files_that_hold_no_weights(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_checkpoint(path)
     assert ('remove it' in str(caught.value)) == ('damaged' in message)
+
+
+def test_a_changed_byte_is_damage(tmp_path):
+    """torch.load compares no checksums; it takes a part with the mark of a folder for empty."""
+    path = save('zip', tmp_path)
+    raw = path.read_bytes()
+    value, entry = raw.index(struct.pack('<f', 5.0)), raw.rindex(b'PK\x01\x02')
+    for place in (value, entry + 38):
+        path.write_bytes(raw[:place] + b'\xff' + raw[place + 1 :])
+        with pytest.raises(ValueError, match=r'truncated or damaged: (the checksum of|a part of)'):
+            read_checkpoint(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_memory(tmp_path):
+    path = tmp_path / 'weights.pth'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as content:
+        content.writestr('archive/data.pkl', bytes(2**24))
+    with pytest.raises(ValueError, match=r'unpacks from \d+ to 16777216 bytes, expected a file of'):
+        read_checkpoint(path)
+
+
+def test_names_in_bytes_that_are_no_text(tmp_path):
+    path = save('zip', tmp_path)
+    raw = path.read_bytes()
+    place = raw.rindex(b'PK\x01\x02') + 46
+    path.write_bytes(raw[:place] + b'\xff' + raw[place + 1 :])
+    with pytest.raises(ValueError, match='truncated or damaged'):
+        read_checkpoint(path)
 
 
 def test_torchscript_is_no_damage(tmp_path):

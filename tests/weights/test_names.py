@@ -18,6 +18,7 @@ from pvt_mm.weights.names import (
     find_sources,
     from_pvt_mm,
     to_pvt_mm,
+    unwrap,
 )
 
 from ..conftest import SMALL, all_archs, arch_id, classifier_file, randomise
@@ -229,3 +230,14 @@ def test_a_detector_of_mmdetection():
         for a, b in zip(ours(image), theirs(image), strict=True):
             for level, expected in zip(a, b, strict=True):
                 assert (level - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+def test_names_that_are_no_strings_raise():
+    with pytest.raises(ValueError, match=r'the names \[3, None\], expected tensors under names'):
+        unwrap({'state_dict': {'a': 1, 3: 2, None: 3}})
+
+
+def test_a_dict_that_holds_itself():
+    content = {'model': {'a': 1}}
+    content['model']['state_dict'] = content
+    assert unwrap(content) in (content, content['model'])
