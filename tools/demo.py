@@ -105,7 +105,8 @@ def train_and_test(head: str, out: Path, options: list[str]) -> Result:
     metrics = HEADS[head][1]
     train_seconds, added = run('train.py', config, *more, folder=folder)
     curves = read_curves(pick(added, 'vis_data/scalars.json'), metrics)
-    more = [shown(find_latest_checkpoint(folder)), '--gallery', folder / 'gallery.png', *more]
+    pictures = ['--gallery', folder / 'gallery.png', '--gallery-size', 1]
+    more = [shown(find_latest_checkpoint(folder)), *pictures, *more]
     test_seconds, added = run('test.py', config, *more, folder=folder)
     record = json.loads(pick(added, '[0-9]*/[0-9]*.json').read_text())
     return Result(head, curves, read_values(record, metrics), train_seconds, test_seconds)
@@ -113,13 +114,15 @@ def train_and_test(head: str, out: Path, options: list[str]) -> Result:
 
 def join_pictures(results: list[Result], out: Path, path: Path) -> None:
     """The gallery of each head below the other, with its name and result above it."""
-    figure = Figure(figsize=(14, 4.3 * len(results)), layout='constrained')
-    axes = figure.subplots(len(results), 1, squeeze=False).flat
-    for axis, result in zip(axes, results, strict=True):
+    pictures = [cv2.imread(str(out / result.head / 'gallery.png')) for result in results]
+    heights = [len(picture) / 100 + 0.5 for picture in pictures]  # with the title, in inches
+    figure = Figure(figsize=(14, sum(heights)), layout='constrained')
+    axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights).flat
+    for axis, picture, result in zip(axes, pictures, results, strict=True):
         name, metrics = HEADS[result.head]
         values = ', '.join(f'{m.name} {result.values[m.name]:.2f}' for m in metrics)
         axis.set_title(f'{name}: {values}', fontsize=15)
-        axis.imshow(cv2.imread(str(out / result.head / 'gallery.png'))[..., ::-1])
+        axis.imshow(picture[..., ::-1])
         axis.set_axis_off()
     figure.savefig(path, dpi=100)
 

@@ -35,7 +35,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--gallery',
         metavar='PICTURE',
-        help='draw the two best and the two worst images, truth beside prediction',
+        help='draw the images with the best and the worst predictions, beside the truth',
+    )
+    parser.add_argument(
+        '--gallery-size', type=int, default=2, metavar='N', help='how many best and worst: 2'
     )
     add_arguments(parser)
     return parser.parse_args()
@@ -81,7 +84,7 @@ def main() -> None:
         from pvt_mm.engine.gallery import GalleryHook
 
         shown = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
-        runner.register_hook(GalleryHook(args.gallery, shown))
+        runner.register_hook(GalleryHook(args.gallery, shown, args.gallery_size))
     runner.test()
 
 
