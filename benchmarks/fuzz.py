@@ -90,22 +90,25 @@ def run(
     def example(value: Any) -> None:
         was_small = peak_memory() <= MAX_MEMORY
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        printed = io.StringIO()
         try:
-            printed = io.StringIO()
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                counts[attempt(value, root)] += 1
+                try:
+                    result = attempt(value, root)
+                except Exception as error:
+                    if not is_own(error):
+                        raise
+                    result = 'refused'
             if was_small and peak_memory() > MAX_MEMORY:
                 raise MemoryError(f'it takes {peak_memory() / 2**30:.1f} GiB')
+            counts[result] += 1
         except Exception as error:
-            if is_own(error):
-                counts['refused'] += 1
-            elif shrink:
+            if shrink:
                 raise
-            else:
-                frames = traceback.extract_tb(error.__traceback__)[-2:]
-                places = ', '.join(f'{Path(f.filename).name}:{f.lineno}' for f in frames)
-                text = f'{type(error).__name__}: {error!s:.300} ({places})'
-                mishandled.append(f'{text} {value!r:.1000}')
+            frames = traceback.extract_tb(error.__traceback__)[-2:]
+            places = ', '.join(f'{Path(f.filename).name}:{f.lineno}' for f in frames)
+            text = f'{type(error).__name__}: {error!s:.300} ({places})'
+            mishandled.append(f'{text} {value!r:.1000}')
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 

@@ -75,7 +75,7 @@ def backbone(draw: Callable) -> dict:
     side = st.integers(1, 140)
     shape = [draw(st.integers(0, 2)), kwargs.get('in_channels', 3), draw(side), draw(side)]
     if draw(st.integers(0, 9)) == 0 or type(shape[1]) is not int or not 0 < shape[1] < 9:
-        shape = draw(st.lists(st.integers(0, 40), max_size=6))
+        shape = draw(st.lists(st.integers(0, 12), max_size=6))
     return dict(version=version, kwargs=kwargs, shape=shape)
 
 

@@ -32,7 +32,7 @@ PVTV2_ARCHS = {
     'b5': dict(_WIDE, depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 }
 
-_LARGEST = 8192  # of the numbers of an arch: a typing mistake, and hours of building, are beyond
+LARGEST = 8192  # channels; what is beyond is a typing mistake that fills the memory
 
 
 def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **explicit) -> dict:
@@ -78,10 +78,11 @@ def resolve_arch(owner: str, archs: Mapping[str, dict], arch: str | Mapping, **e
     for key, values in numbers.items():
         for value in values:
             is_number = isinstance(value, Real if key == 'mlp_ratios' else Integral)
-            if isinstance(value, bool) or not is_number or not 0 < value <= _LARGEST:
+            largest = 512 if key == 'depths' else LARGEST
+            if isinstance(value, bool) or not is_number or not 0 < value <= largest:
                 raise ValueError(
                     f'{owner}: {key}={values} has {value!r}, expected numbers above 0, at most '
-                    f'{_LARGEST}.'
+                    f'{largest}.'
                 )
     if not isinstance(linear, bool):
         raise ValueError(f'{owner}: linear={linear!r}, expected True or False.')

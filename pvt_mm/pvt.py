@@ -27,7 +27,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import cpu
-from .archs import PVT_ARCHS, PVTV2_ARCHS, resolve_arch
+from .archs import LARGEST, PVT_ARCHS, PVTV2_ARCHS, resolve_arch
 from .weights import adapt_state_dict, load_pretrained, record_pos_grids
 
 # The authors use two LayerNorm eps: this one in blocks and stage norms, 1e-5 (`norm_eps`) in patch
@@ -280,8 +280,11 @@ class _Pyramid(BaseModule):
                 raise ValueError(f'{name}: {key}={rate!r}, expected 0 <= {key} < 1.')
         if not _is_real(norm_eps) or not 0 <= norm_eps < 1:
             raise ValueError(f'{name}: norm_eps={norm_eps!r}, expected 0 <= norm_eps < 1.')
-        if not _is_integer(in_channels) or in_channels < 1:
-            raise ValueError(f'{name}: in_channels={in_channels!r}, expected a number above 0.')
+        if not _is_integer(in_channels) or not 0 < in_channels <= LARGEST:
+            raise ValueError(
+                f'{name}: in_channels={in_channels!r}, expected a number above 0, at most '
+                f'{LARGEST}.'
+            )
         self.out_indices = self._resolve_out_indices(out_indices)
         # Stages after the last requested one are not built: no wasted work, and DDP finds no
         # parameter without a gradient.
@@ -508,10 +511,12 @@ class PVT(_Pyramid):
         super().__init__(arch, {}, **common)
         is_pair = isinstance(pretrain_img_size, Sequence)
         sides = tuple(pretrain_img_size) if is_pair else (pretrain_img_size,) * 2
-        if len(sides) != 2 or not all(_is_integer(s) and s >= self.min_size for s in sides):
+        if len(sides) != 2 or not all(
+            _is_integer(s) and self.min_size <= s <= 4 * LARGEST for s in sides
+        ):
             raise ValueError(
                 f'PVT: pretrain_img_size={pretrain_img_size!r}, expected a number or (height, '
-                f'width) of at least {self.min_size} pixels.'
+                f'width) of {self.min_size} to {4 * LARGEST} pixels.'
             )
         self.pos_grids = {}  # stage -> (H, W) of its position embedding
         for stage in range(1, self.num_stages + 1):

@@ -15,7 +15,7 @@ CONFIG = """
 _base_ = '{base}'
 metainfo = dict(classes={classes}, palette=[(0, 0, 0)] * 3)
 model = dict(bbox_head=dict(num_classes=3))
-train_dataloader = dict(dataset=dict(metainfo=metainfo))
+train_dataloader = dict(dataset=dict(metainfo=metainfo, filter_cfg=dict(min_size=8)))
 val_dataloader = dict(dataset=dict(metainfo=metainfo))
 test_dataloader = val_dataloader
 param_scheduler = []

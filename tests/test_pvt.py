@@ -490,7 +490,9 @@ MISTAKES = [
     (PVTv2, dict(depths=(1, -1, 2, 1)), r'depths=\(1, -1, 2, 1\) has -1'),
     (PVTv2, dict(embed_dims=('16', 32, 64, 64)), "has '16', expected numbers above 0"),
     (PVTv2, dict(num_heads=(0, 1, 1, 1)), 'has 0'),
-    (PVT, dict(depths=(1, 1, 10**6, 1)), 'has 1000000, expected numbers above 0, at most 8192'),
+    (PVT, dict(depths=(1, 1, 10**6, 1)), 'has 1000000, expected numbers above 0, at most 512'),
+    (PVT, dict(in_channels=2**63), 'expected a number above 0, at most 8192'),
+    (PVT, dict(pretrain_img_size=10**6), 'of 32 to 32768 pixels'),
     (PVT, dict(mlp_ratios=(1, float('nan'), 1, 1)), 'has nan, expected numbers above 0'),
     (PVTv2, dict(mlp_ratios=(8, 8, 4, 1e-9)), 'mlp_ratios of stage 4 is 1e-09, expected at least'),
     (PVT, dict(drop_rate=None), 'drop_rate=None, expected 0 <= drop_rate < 1'),
@@ -499,7 +501,7 @@ MISTAKES = [
     (PVT, dict(init_cfg=dict(checkpoint='x.pth')), 'expected a dict with a type'),
     (PVTv2, dict(linear='no'), "linear='no', expected True or False"),
     (PVT, dict(pretrain_img_size=224.0), 'pretrain_img_size=224.0'),
-    (PVT, dict(pretrain_img_size=16), 'pretrain_img_size=16, expected .* at least 32'),
+    (PVT, dict(pretrain_img_size=16), 'pretrain_img_size=16, expected .* of 32 to'),
     (PVT, dict(pretrain_img_size=(224, 224, 3)), 'pretrain_img_size'),
 ]
 

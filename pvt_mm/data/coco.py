@@ -176,13 +176,15 @@ def complete(dataset: dict) -> None:
 
     - Ids that are 0, negative, no integers or used twice are numbered anew: COCO's evaluation notes
       a match by its id and takes 0 for none.
-    - Annotations of images that are not listed are left out.
+    - Annotations of images that are not listed are left out. Sizes of images become integers.
     - A missing ``iscrowd`` is 0; a missing or zero ``area`` that of the mask or, without one, of
       the box; a missing ``bbox`` that of the mask.
     - A mask that is missing or broken becomes NO_MASK.
     """
     annotations = dataset.get('annotations') or []
     sizes = {image['id']: image for image in dataset.get('images') or []}
+    for image in sizes.values():
+        image.update({k: int(image[k]) for k in ('width', 'height') if type(image.get(k)) is float})
     if sizes:
         annotations = [a for a in annotations if hashable(a.get('image_id')) in sizes]
         dataset['annotations'] = annotations

@@ -59,10 +59,10 @@ class _Check:
         self.fault = (~is_fine).float()
         if is_distributed():
             dist.all_reduce(self.fault, dist.ReduceOp.MAX)
-        copied = torch.cat([torch.stack([self.fault, norm]), norms])
-        self._values = copied.to('cpu', non_blocking=True)
+        read = torch.cat([torch.stack([self.fault, norm]), norms])
+        self._values = read.to('cpu', non_blocking=read.is_cuda)
         self._event = None
-        if copied.is_cuda:
+        if read.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -118,7 +118,6 @@ class NaNGuardHook(Hook):
             handle.remove()
         for wrapper in self._wrappers:
             del wrapper.backward
-            vars(wrapper.optimizer).pop('found_inf', None)
 
     def _noting_loss(self, backward: Any) -> Any:
         def note(loss: Tensor, **kwargs: Any) -> None:
@@ -138,7 +137,10 @@ class NaNGuardHook(Hook):
         """Keep a step that must not be taken from changing a weight; called before it."""
         optimizer, scaler = wrapper.optimizer, _scaler(wrapper)
         stepped = (p for group in optimizer.param_groups for p in group['params'])
-        check = _Check(self._losses, _with_gradient(stepped), scaler)
+        parameters = _with_gradient(stepped)
+        if not self._losses and not parameters:
+            return
+        check = _Check(self._losses, parameters, scaler)
         self._checks.append(check)
         if _looks_at_found_inf(optimizer):
             optimizer.found_inf = (
@@ -150,8 +152,11 @@ class NaNGuardHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        # Without a step: in an accumulation, or if a GradScaler has left it out.
-        checks = self._checks or [_Check(self._losses, [], _scaler(w)) for w in self._wrappers]
+        checks = self._checks
+        if not checks and self._losses:  # in an accumulation, or a GradScaler has left the step out
+            checks = [_Check(self._losses, [], _scaler(wrapper)) for wrapper in self._wrappers]
+        for wrapper in self._wrappers:
+            vars(wrapper.optimizer).pop('found_inf', None)
         check = next((check for check in checks if check.read()), None)
         if check is None:
             return

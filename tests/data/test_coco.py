@@ -208,6 +208,14 @@ def test_annotations_of_no_image_are_left_out(image, tmp_path):
     assert found[:2] == [['cat'], ['eel', 'cat']]
 
 
+def test_sizes_of_images_become_integers(tmp_path):
+    """COCO's evaluation of masks ends in a RuntimeError for 40.0."""
+    content = annotations()
+    content['images'][0].update(width=40.0, height=30.0)
+    info = dataset(write_coco(tmp_path, content=content)).get_data_info(0)
+    assert [(type(info[k]), info[k]) for k in ('width', 'height')] == [(int, 40), (int, 30)]
+
+
 def test_a_complete_file_does_not_change():
     content = annotations()
     before = copy.deepcopy(content)

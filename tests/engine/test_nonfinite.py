@@ -290,10 +290,26 @@ def test_the_log_has_the_report_if_no_file_can_be_written(tmp_path):
         toy_runner(tmp_path, max_epochs=4, model=Spoiled('loss')).train()
 
 
-def test_the_hook_leaves_the_optimizer_as_it_was(tmp_path):
+@pytest.mark.parametrize('steps', [True, False])
+def test_an_iteration_without_a_loss_or_a_gradient(steps, tmp_path):
+    class Idle(Toy):
+        def train_step(self, data, optim_wrapper):
+            if steps:
+                optim_wrapper.step()
+            return {}
+
+    runner = toy_runner(tmp_path, model=Idle())
+    runner.train()
+    assert runner.iter == 4
+
+
+@pytest.mark.parametrize('optimizer', [pytest.param(dict(type='SGD'), id='plain'), fused])
+def test_the_hook_leaves_the_optimizer_as_it_was(optimizer, tmp_path):
     runner = toy_runner(tmp_path)
+    runner.optim_wrapper['optimizer'] |= optimizer
     runner.train()
     hook = next(h for h in runner.hooks if isinstance(h, NaNGuardHook))
     assert 'backward' not in vars(runner.optim_wrapper)
+    assert not hasattr(runner.optim_wrapper.optimizer, 'found_inf')
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
     assert hook.skipped == 0
