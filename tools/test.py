@@ -12,6 +12,7 @@ from pvt_mm.engine import (
     ToolRunner,
     UsageError,
     add_arguments,
+    augment_test,
     load_config,
     run,
 )
@@ -31,6 +32,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         help='a folder for pictures, ground truth left, predictions right',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="merge the predictions for the images of the config's tta_pipeline, by default as "
+        'they are and flipped',
     )
     add_arguments(parser)
     return parser.parse_args()
@@ -65,6 +72,8 @@ def main() -> None:
         evaluators = cfg.test_evaluator
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
             evaluator.update(output_dir=args.out, keep_results=True)
+    if args.tta:
+        augment_test(cfg)
 
     runner = ToolRunner.from_cfg(cfg)
     runner.add_hook(CompleteCheckpointHook())
