@@ -39,7 +39,7 @@ def truth(tmp_path):
 
 def build(path, kind='FastCocoMetric', **kwargs):
     with DefaultScope.overwrite_default_scope('mmdet'):
-        cfg = dict(type=kind, ann_file=str(path), metric=['bbox', 'segm'], **kwargs)
+        cfg = dict(type=kind, ann_file=str(path), metric=['bbox', 'segm']) | kwargs
         metric = METRICS.build(cfg)
     classes = [c['name'] for c in metric._coco_api.dataset['categories']]
     metric.dataset_meta = dict(classes=classes)
@@ -191,3 +191,157 @@ def test_configs_for_coco_evaluate_with_it(folder):
     assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'FastCocoMetric'
     assert cfg.test_evaluator.classwise
     assert not cfg.val_evaluator.get('classwise')
+
+
+# --- options ------------------------------------------------------------------------------------
+
+DEFAULT = np.linspace(0.5, 0.95, 10)
+
+
+def evaluate(path, found, kind='FastCocoMetric', **kwargs):
+    """The results without their prefix."""
+    metric = build(path, kind, **kwargs)
+    metric.process({}, list(samples(path, found)))
+    return {k.removeprefix('coco/'): float(v) for k, v in metric.evaluate(size=6).items()}
+
+
+@pytest.fixture(params=[False, True], ids=['faster-coco-eval', 'pycocotools'])
+def _both(request, monkeypatch):
+    if request.param:
+        monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
+
+
+@pytest.mark.parametrize('metric', [['bbox', 'segm'], 'proposal'], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(classwise=True),
+        dict(proposal_nums=(1, 10, 100)),
+        dict(proposal_nums=(1, 10, 100, 300), metric_items=['AR@1000', 'AR_s@1000', 'mAP']),
+        dict(metric_items=['mAP_75', 'AR@100', 'AR@300', 'AR_l@1000']),
+        dict(iou_thrs=DEFAULT.tolist(), classwise=True),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures('_both')
+def test_options_give_the_numbers_of_the_host(metric, options, truth):
+    path, _, found = truth
+    theirs = dict(options, metric=metric)
+    theirs.pop('iou_thrs', None)  # numpy 2 breaks a list there
+    expected = evaluate(path, found, 'CocoMetric', **theirs)
+    assert evaluate(path, found, **dict(options, metric=metric)) == pytest.approx(
+        expected, abs=1e-3, nan_ok=True
+    )
+    assert len(expected) > 2
+
+
+@pytest.mark.usefixtures('_both')
+def test_one_class_finds_more_than_100_objects(tmp_path):
+    """mAP counts 100 of them in an image, as pycocotools does, and mAP_50 all."""
+    made, found = coco_eval.make(images=2, detections=400)
+    for result in [*made['annotations'], *found]:
+        result['category_id'] = 1
+    path = tmp_path / 'truth.json'
+    mmengine.dump(made, path)
+    expected = evaluate(path, found, 'CocoMetric', metric='bbox')
+    assert evaluate(path, found, metric='bbox') == pytest.approx(expected, abs=1e-3)
+    more = evaluate(path, found, metric='bbox', proposal_nums=(300,))
+    assert more['bbox_mAP'] != expected['bbox_mAP']
+
+
+@pytest.mark.parametrize(
+    'thresholds', [0.5, [0.75], [0.5, 0.75], (0.75, 0.3), DEFAULT[:7]], ids=str
+)
+@pytest.mark.usefixtures('_both')
+def test_any_thresholds(thresholds, truth, caplog, monkeypatch):
+    """Each result is that of its threshold, and -1 without it; the table of classes likewise."""
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logging.getLogger('test'))
+    caplog.set_level(logging.INFO)
+    path, _, found = truth
+    single = {iou: evaluate(path, found, iou_thrs=iou, metric='bbox') for iou in (0.3, 0.5, 0.75)}
+    given = np.atleast_1d(thresholds).tolist()
+    caplog.clear()
+    result = evaluate(path, found, iou_thrs=thresholds, metric='bbox', classwise=True)
+    for iou, key in ((0.5, 'bbox_mAP_50'), (0.75, 'bbox_mAP_75')):
+        assert result[key] == (single[iou]['bbox_mAP'] if iou in given else -1)
+    if set(given) <= set(single):
+        mean = np.mean([single[iou]['bbox_mAP'] for iou in given])
+        assert result['bbox_mAP'] == pytest.approx(mean, abs=1e-3)
+    row = next(line for line in caplog.text.splitlines() if line.startswith('| 7 '))
+    cells = [cell.strip() for cell in row.split('|')]
+    assert float(cells[2]) == pytest.approx(result['7_precision'], abs=1e-3)
+    shown = [float(cell) for cell in cells[3:5]]
+    assert [not np.isnan(v) for v in shown] == [iou in given for iou in (0.5, 0.75)]
+
+
+@pytest.mark.parametrize('number', [10, (10,), (100, 300)], ids=str)
+def test_any_number_of_proposal_nums(number, truth):
+    """The first three have names; those that do not exist are -1."""
+    path, _, found = truth
+    items = ['mAP', 'AR@100', 'AR@300', 'AR@1000', 'AR_s@1000']
+    options = dict(metric='bbox', metric_items=items)
+    result = evaluate(path, found, proposal_nums=number, **options)
+    full = evaluate(path, found, proposal_nums=(10, 100, 300), **options)
+    names = dict(zip((10, 100, 300), items[1:4], strict=True))
+    given = np.atleast_1d(number).tolist()
+    assert [result[f'bbox_{item}'] for item in items[1:4]] == [
+        *(full[f'bbox_{names[n]}'] for n in given),
+        *[-1] * (3 - len(given)),
+    ]
+    assert result['bbox_mAP'] == full['bbox_mAP'] > 0
+
+
+@pytest.mark.parametrize('thresholds', [None, [0.5]], ids=str)
+def test_fast_recall_of_different_numbers_of_objects(thresholds, tmp_path):
+    """One object is found in the first image, none of two in the second."""
+    boxes = [[10, 10, 20, 20], [40, 40, 20, 20], [80, 80, 20, 20]]
+    made = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', height=480, width=640) for i in (1, 2)],
+        categories=[dict(id=1, name='cat')],
+        annotations=[
+            dict(id=n, image_id=image, category_id=1, bbox=box, area=400, iscrowd=0)
+            for n, (image, box) in enumerate(zip((1, 2, 2), boxes, strict=True), 1)
+        ],
+    )
+    path = tmp_path / 'truth.json'
+    mmengine.dump(made, path)
+    found = [
+        dict(image_id=image, category_id=1, bbox=box, score=0.9, segmentation=dict(counts=''))
+        for image, box in ((1, [10.0, 10.0, 20.0, 20.0]), (2, [200.0, 200.0, 5.0, 5.0]))
+    ]
+    result = evaluate(path, found, metric='proposal_fast', iou_thrs=thresholds)
+    assert result == pytest.approx({f'AR@{n}': 1 / 3 for n in (100, 300, 1000)})
+
+
+def test_only_files(truth, tmp_path):
+    path, _, found = truth
+    options = dict(format_only=True, outfile_prefix=str(tmp_path / 'new folder/made'))
+    assert evaluate(path, found, **options) == {}
+    for kind in ('bbox', 'segm'):
+        written = json.loads((tmp_path / f'new folder/made.{kind}.json').read_text())
+        assert len(written) == len(found)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(format_only=True), 'set outfile_prefix to'),
+        (dict(metric_items=['mAP', 'mAP_90']), "has 'mAP_90', expected a list of some of mAP, "),
+    ],
+)
+def test_options_that_cannot_be(options, message, truth):
+    with pytest.raises(ValueError, match=message):
+        build(truth[0], **options)
+
+
+@pytest.mark.parametrize('empty', ['annotations', None])
+def test_images_alone_are_not_evaluated(empty, truth, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logging.getLogger('test'))
+    path, made, found = truth
+    bare = {k: v for k, v in made.items() if k != 'annotations'} | ({empty: []} if empty else {})
+    mmengine.dump(bare, tmp_path / 'bare.json')
+    metric = build(tmp_path / 'bare.json', outfile_prefix=str(tmp_path / 'made'))
+    metric.process({}, list(samples(path, found)))
+    assert metric.evaluate(size=6) == {}
+    assert 'no annotations, so nothing is evaluated' in caplog.text
+    assert len(json.loads((tmp_path / 'made.bbox.json').read_text())) == len(found)

@@ -18,7 +18,11 @@ ALLOWED = {
     'dev': set(),
     'tests': {'benchmarks', 'pvt_mm', 'tests'},
 }
-OWN_TESTS = {'tools.train': 'test_tools', 'dev.join_mmcv': 'test_packaging'}
+OWN_TESTS = {
+    'tools.train': 'test_tools',
+    'tools.test': 'test_testing',
+    'dev.join_mmcv': 'test_packaging',
+}
 FILES = sorted(
     path for room in ALLOWED for path in ROOT.glob(f'{room}/**/*.py') if '.mim' not in path.parts
 )

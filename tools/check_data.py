@@ -9,6 +9,7 @@ tools/train.py makes the same check with a sample of the images. The exit code i
 import argparse
 
 from pvt_mm.data.check import check
+from pvt_mm.data.keys import check_keys
 from pvt_mm.engine import add_config_options, read_config, report_problems, run
 
 
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options, args.splits)
-    problems = check(cfg, args.splits, full=args.full)
+    problems = [*check_keys(cfg, args.cfg_options), *check(cfg, args.splits, full=args.full)]
     report_problems(problems, args.no_check or ())
     if not problems:
         print('Nothing wrong was found.')

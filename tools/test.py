@@ -12,6 +12,7 @@ from pvt_mm.engine import (
     ToolRunner,
     UsageError,
     add_arguments,
+    augment_test,
     load_config,
     run,
 )
@@ -39,6 +40,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--gallery-size', type=int, default=2, metavar='N', help='how many best and worst: 2'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="merge the predictions for the images of the config's tta_pipeline, by default as "
+        'they are and flipped',
     )
     add_arguments(parser)
     return parser.parse_args()
@@ -73,6 +80,8 @@ def main() -> None:
         evaluators = cfg.test_evaluator
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
             evaluator.update(output_dir=args.out, keep_results=True)
+    if args.tta:
+        augment_test(cfg)
 
     runner = ToolRunner.from_cfg(cfg)
     runner.add_hook(CompleteCheckpointHook())

@@ -34,3 +34,4 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
+tta_model = dict(_scope_='mmseg', type='SegTTAModel')

@@ -27,6 +27,11 @@ train_pipeline[2].update(scale=(480, 360), ratio_range=(0.75, 1.5))
 train_pipeline[3].crop_size = crop
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (480, 360)
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(480 * r), int(360 * r)), keep_ratio=True)
+    for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+]
 dataset = dict(
     type='BaseSegDataset',  # ADE20KDataset accepts only its own classes
     data_root=data_root,

@@ -11,6 +11,8 @@ train_pipeline[2] = dict(type='RandomFlip', prob=0.5, direction='vertical')
 train_pipeline[3].cat_max_ratio = 1.0  # some crops are background alone
 test_pipeline = _base_.test_pipeline
 del test_pipeline[1]
+tta_pipeline = _base_.tta_pipeline
+del tta_pipeline[1].transforms[0]
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,

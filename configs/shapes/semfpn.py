@@ -27,6 +27,10 @@ train_pipeline = [
 ]
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (128, 128)
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (96, 128, 160)
+]
 train_dataloader = dict(
     batch_size=4, num_workers=2, dataset=dict(**dataset, pipeline=train_pipeline)
 )

@@ -18,6 +18,7 @@ from .hooks import CompleteCheckpointHook
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .nonfinite import NaNGuardHook
 from .runner import ToolRunner
+from .tta import augment_test
 
 __all__ = [
     'CompleteCheckpointHook',
@@ -30,6 +31,7 @@ __all__ = [
     'UsageError',
     'add_arguments',
     'add_config_options',
+    'augment_test',
     'build_model',
     'check_data',
     'import_host',

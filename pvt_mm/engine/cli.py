@@ -26,6 +26,7 @@ from torch import nn
 
 from ..data import coco
 from ..data.check import check
+from ..data.keys import check_keys
 from ..data.loading import DataError
 from ..data.paths import check_data
 from ..data.report import Problem, describe_counts, ordered, print_table
@@ -165,7 +166,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
     is_first = next(filter(None, ranks), '0') == '0'
     if splits and args.no_check != [] and is_first:
-        report_problems(check(cfg, splits), args.no_check or ())
+        problems = [*check_keys(cfg, args.cfg_options), *check(cfg, splits)]
+        report_problems(problems, args.no_check or ())
     install_safe_loader(args.trust_checkpoint)
     return cfg
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
@@ -121,7 +121,9 @@ class CompileBackboneHook(Hook):
         self.options = dict(dynamic=True) | options
 
     def before_run(self, runner: Runner) -> None:
-        _unwrapped(runner.model).backbone.compile(**self.options)
+        for name, module in runner.model.named_modules():
+            if name.rpartition('.')[2] == 'backbone':
+                module.compile(**self.options)
         runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
 
 
@@ -215,4 +217,6 @@ def check_complete(model: nn.Module, checkpoint: dict) -> None:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    """The model that a checkpoint is loaded into, as in mmengine."""
+    is_wrapper = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+    return _unwrapped(model.module) if is_wrapper else model

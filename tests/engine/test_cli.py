@@ -58,9 +58,8 @@ def config(coco_root, monkeypatch) -> Path:
 def test_load_config(config):
     cfg = load(str(config))
     assert (cfg.work_dir, cfg.launcher, cfg.lr) == ('work_dirs/mine/toy', 'none', 1.0)
-    cfg = load(
-        str(config), '--work-dir', 'w', '--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm'
-    )
+    options = ('--cfg-options', 'lr=2.0', 'a.b=x', '--launcher', 'slurm')
+    cfg = load(str(config), '--work-dir', 'w', *options, '--no-check', 'unread')
     assert (cfg.work_dir, cfg.launcher, cfg.lr, cfg.a.b) == ('w', 'slurm', 2.0, 'x')
     assert 'custom_hooks' not in cfg
     assert load(str(config), '--compile').custom_hooks == [dict(type='CompileBackboneHook')]
