@@ -245,8 +245,8 @@ def _keep_kernels(optimizer: Optimizer, groups: list[dict]) -> None:
     """
     for group, before in zip(optimizer.param_groups, groups, strict=True):
         group |= {key: before[key] for key in ('foreach', 'fused') if key in before}
-        # Fused kernels read the number of steps on the device, the others on the CPU. mmengine loads
-        # it onto the GPU, where the others would wait for the GPU once for each parameter.
+        # Fused kernels read the number of steps on the device, others on the CPU. mmengine loads
+        # it onto the GPU, where these others would wait for the GPU once for each parameter.
         is_on_device = group.get('fused') or group.get('capturable')
         for parameter in group['params']:
             state = optimizer.state.get(parameter, {})
