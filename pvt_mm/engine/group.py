@@ -62,9 +62,11 @@ def restarted_store(config: dict) -> dict:
 
     torchrun keeps one store for all its attempts, although torch.distributed.rendezvous expects a
     new one for each. So a process may find the address of one that has ended, and not connect. With
-    a prefix for each attempt it cannot. Where several machines form their group by torchrun's
-    dynamic rendezvous (c10d), each may count another number of attempts. With this variable, which
-    tools/dist.sh sets, such a rendezvous does use a new store, and only a static one does not.
+    a prefix for each attempt it cannot.
+
+    The agents of several machines count the attempts alike in a static rendezvous, but not in a
+    dynamic one (c10d). TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which tools/dist.sh sets, gives each
+    attempt of a dynamic one a new store, so that what is still kept is that of a static one.
     """
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     is_kept = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'

@@ -141,11 +141,11 @@ class ToolRunner(Runner):
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
-        # On a GPU a fused one takes less time, and NaNGuardHook need not wait for it.
+        # NaNGuardHook need not wait for a fused one.
         if (
             torch.cuda.is_available()
             and isinstance(optimizer, dict)
-            and _name(optimizer['type']) in ('Adam', 'AdamW')
+            and _name(optimizer.get('type', '')) in ('Adam', 'AdamW')
             and optimizer.keys().isdisjoint(('foreach', 'fused', 'capturable', 'differentiable'))
         ):
             optim_wrapper = dict(optim_wrapper, optimizer=dict(optimizer, fused=True))
@@ -245,8 +245,8 @@ def _keep_kernels(optimizer: Optimizer, groups: list[dict]) -> None:
     """
     for group, before in zip(optimizer.param_groups, groups, strict=True):
         group |= {key: before[key] for key in ('foreach', 'fused') if key in before}
-        # torch reads the number of steps on the CPU, other kernels on the device. mmengine loads it
-        # onto the GPU, where reading it would wait for the GPU, for each parameter.
+        # Fused kernels read the number of steps on the device, others on the CPU. mmengine loads
+        # it onto the GPU, where these others would wait for the GPU once for each parameter.
         is_on_device = group.get('fused') or group.get('capturable')
         for parameter in group['params']:
             state = optimizer.state.get(parameter, {})
