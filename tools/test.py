@@ -13,6 +13,7 @@ from pvt_mm.engine import (
     UsageError,
     add_arguments,
     augment_test,
+    check_folder,
     load_config,
     run,
 )
@@ -64,6 +65,12 @@ def main() -> None:
         raise UsageError(
             f'--out {args.out}: detections are written to a pickle file, name it *.pkl.'
         )
+    if args.out and not is_segmentor and os.path.isdir(args.out):
+        raise UsageError(f'--out {args.out} is a folder, expected a new file.')
+    if args.out:
+        check_folder(args.out if is_segmentor else os.path.dirname(args.out) or '.', '--out')
+    if args.show_dir:
+        check_folder(args.show_dir, '--show-dir')
     if args.show_dir and 'visualization' not in cfg.get('default_hooks', {}):
         raise UsageError(
             f'--show-dir: {args.config} has no default_hooks.visualization to draw with.'

@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='continue from this checkpoint; without a value from the latest in the work dir',
+        help='continue from this checkpoint, or from the latest in this folder, by default that '
+        'in the work dir',
     )
     parser.add_argument(
         '--amp',
@@ -60,6 +61,10 @@ def find_backbones(model: Any) -> Iterator[dict]:
 
 def main() -> None:
     args = parse_args()
+    if args.resume == '':
+        raise UsageError(
+            '--resume: the path is empty; leave it out for the latest in the work dir.'
+        )
     cfg = load_config(args, splits=['train', 'val'])
     if args.resume:
         cfg.resume = True

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..data.report import Problem, describe_counts, ordered, print_table
 from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems
 from ..weights import find_checkpoint, read_checkpoint
+from ..weights.names import select, unwrap
 from .errors import TrainingStopped, UsageError
 from .hooks import check_complete
 
@@ -161,6 +162,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    check_folder(cfg.work_dir, '--work-dir')
     _fit_loaders(cfg)
     # Of several processes one looks; if it stops, the launcher stops the others.
     ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
@@ -222,6 +224,27 @@ def report_problems(problems: Sequence[Problem], lenient: Sequence[str] = ()) ->
         )
 
 
+def check_folder(folder: str | Path, option: str) -> None:
+    """Check that files can be written to a folder, which need not exist yet.
+
+    Args:
+        folder: A path.
+        option: What names it, for the message.
+
+    Raises:
+        UsageError: a file is in its place, or it must not be written to.
+    """
+    path = Path(folder).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f'{option} {folder}: {there} is a file, expected a folder: name another.')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f'{option} {folder}: {there} must not be written to: change its permissions, or name '
+            f'another folder.'
+        )
+
+
 def _fit_loaders(cfg: Config) -> None:
     """Leave out what torch refuses for a DataLoader without workers."""
     for split in ('train', 'val', 'test'):
@@ -258,7 +281,7 @@ def build_model(
     import_host(cfg.default_scope)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    content = read_checkpoint(find_checkpoint(weights), trust=trust)
+    content = _for_mmengine(read_checkpoint(find_checkpoint(weights), trust=trust))
     check_complete(model, content)
     mmengine_checkpoint._load_checkpoint_to_model(model, content)  # as the Runner does
     return model.to(device).eval()
@@ -288,11 +311,11 @@ def install_safe_loader(trust: bool = False) -> None:
 
     def read(file: str | io.BytesIO, map_location: Any = None, **options: Any) -> dict:
         if not isinstance(file, io.BytesIO):
-            return read_checkpoint(file, map_location, trust)
+            return _for_mmengine(read_checkpoint(file, map_location, trust))
         with tempfile.TemporaryDirectory() as folder:  # from a remote file system
             path = Path(folder, 'remote.pth')
             path.write_bytes(file.getbuffer())
-            return read_checkpoint(path, map_location, trust)
+            return _for_mmengine(read_checkpoint(path, map_location, trust))
 
     def load_url(url: str, map_location: Any = None, **options: Any) -> dict:
         return read(find_checkpoint(url), map_location)
@@ -312,6 +335,20 @@ def install_safe_loader(trust: bool = False) -> None:
     mmengine_checkpoint._safe_torch_load = read  # the forks' loaders call this
     mmengine_checkpoint.load_url = load_url
     mmengine_checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def _for_mmengine(content: Mapping) -> Mapping:
+    """The content of a file with its tensors where mmengine expects them.
+
+    mmengine also removes the ``module.`` of DataParallel, but not from the metadata.
+    """
+    tensors = unwrap(content)
+    if inner := select(tensors, 'module.'):
+        inner.update({k: v for k, v in tensors.items() if not k.startswith('module.')})
+        tensors = inner
+    if tensors is content or tensors is content.get('state_dict'):
+        return content
+    return {**(content if 'state_dict' in content else {}), 'state_dict': tensors}
 
 
 def ignore_warnings() -> None:

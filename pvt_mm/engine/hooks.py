@@ -211,7 +211,7 @@ def check_complete(model: nn.Module, checkpoint: dict) -> None:
             + (
                 'an ImageNet classifier, or a backbone alone, cannot be tested, train it first.'
                 if len(missing) == len(own)
-                else 'test it with the config that it was trained with.'
+                else 'use the config that it was trained with.'
             )
         )
 

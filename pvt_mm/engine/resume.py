@@ -163,16 +163,22 @@ def find_candidates(folder: str | Path, template: str | None = None) -> list[Pat
         folder: A work dir. If its ``last_checkpoint`` names a file elsewhere, there too.
         template: The names of checkpoints, by default mmengine's.
     """
-    folders, found = {Path(folder).resolve()}, set()
-    if (Path(folder) / 'last_checkpoint').is_file() and (last := find_latest_checkpoint(folder)):
-        folders.add(Path(last).resolve().parent)
-        found |= {Path(last).resolve()} if Path(last).exists() else set()
+    folder = Path(folder).resolve()
     templates = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
     pattern = '|'.join(
         re.escape(name).replace(r'\{\}', r'\d+') for name in (*templates, STOPPED, NONFINITE)
     )
-    for place in filter(Path.is_dir, folders):
-        found |= {path for path in place.iterdir() if re.fullmatch(pattern, path.name)}
+
+    def inside(place: Path) -> set[Path]:
+        paths = place.iterdir() if place.is_dir() else ()
+        return {path for path in paths if re.fullmatch(pattern, path.name)}
+
+    found = inside(folder)
+    if (folder / 'last_checkpoint').is_file() and (last := find_latest_checkpoint(folder)):
+        last = Path(last).resolve()
+        # Another work dir is the one that this folder was copied from, or moved away from.
+        if not found or not (last.parent / 'last_checkpoint').exists():
+            found |= inside(last.parent) | ({last} if last.exists() else set())
     return sorted(found)
 
 

@@ -169,18 +169,23 @@ class ToolRunner(Runner):
     def _find_resumable(self) -> tuple[str | None, str]:
         """The checkpoint to resume from, and why there is none although there should be one."""
         try:
-            if self._load_from is not None:
-                if '://' not in self._load_from:
-                    check_readable(find_checkpoint(os.path.expanduser(self._load_from)))
-                return self._load_from, ''
+            given, folder = self._load_from, self.work_dir
+            if given is not None and os.path.isdir(os.path.expanduser(given)):
+                given, folder = None, os.path.expanduser(given)
+            if given is not None:
+                if '://' not in given:
+                    check_readable(find_checkpoint(os.path.expanduser(given)))
+                return given, ''
             hooks = [hook for hook in self.hooks if isinstance(hook, CheckpointHook)]
-            path, skipped = find_newest(self.work_dir, hooks[0].filename_tmpl if hooks else None)
+            path, skipped = find_newest(folder, hooks[0].filename_tmpl if hooks else None)
         except UsageError as error:
             return None, str(error)
         except (OSError, ValueError, pickle.UnpicklingError) as error:
             return None, f'--resume: {error}'
         for reason in skipped.values():
             self.logger.warning(f'--resume skips a checkpoint: {reason}')
+        if path is None and folder != self.work_dir:
+            return None, f'--resume: the folder {folder} has no checkpoint; name a file.'
         if path is None:
             self.logger.warning(f'--resume: {self.work_dir} has no checkpoint; training begins.')
             return None, ''
@@ -190,9 +195,17 @@ class ToolRunner(Runner):
         built = _initial_rate(self.optim_wrapper)
         optimizers = [wrapper.optimizer for wrapper in each(self.optim_wrapper)]
         kernels = [[dict(group) for group in one.param_groups] for one in optimizers]
-        super().resume(filename, *args, **kwargs)
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UsageError(f'--resume: {filename} cannot be resumed: {error}') from error
         for optimizer, groups in zip(optimizers, kernels, strict=True):
             _keep_kernels(optimizer, groups)
+        if self.iter >= self.train_loop.max_iters:
+            self.logger.warning(
+                f'The run is finished, with {self.iter} of {self.train_loop.max_iters} iterations: '
+                f'raise train_cfg.max_epochs or train_cfg.max_iters to go on.'
+            )
         state = self.message_hub.runtime_info.get(STATE, {})
         if told := describe_changes(self, state, _initial_rate(self.optim_wrapper), built):
             self.logger.warning(told)

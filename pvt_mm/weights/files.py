@@ -31,6 +31,8 @@ from mmengine.utils import digit_version
 from torch import Tensor
 from torch.hub import tqdm  # a plain progress bar if tqdm is not installed
 
+from .names import without_compile
+
 # Names that `checkpoint` accepts: the authors' ImageNet classifiers, each with the published size
 # in MiB or None. No hashes are published.
 WEIGHTS: dict[str, int | None] = {
@@ -224,6 +226,8 @@ def read_checkpoint(
 ) -> Mapping:
     """The content of a checkpoint, ``.safetensors`` or written by ``torch.save``.
 
+    The tensors of a compiled model have the names of the model.
+
     Args:
         path: A file.
         map_location: As in ``torch.load``, for both kinds of files.
@@ -247,7 +251,7 @@ def read_checkpoint(
         raise ValueError(f'{path} {foreign[0]}: {foreign[1]}.')
     # A .safetensors file begins with the length of its header, which is JSON.
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _MAX_HEADER:
-        return _read_safetensors(path, map_location)
+        return without_compile(_read_safetensors(path, map_location))
     if not mmap and _is_from_torch(path, head) and _is_zip(path):
         check_sums(path)
     try:
@@ -262,7 +266,7 @@ def read_checkpoint(
         raise
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, expected a dict of tensors.')
-    return content
+    return without_compile(content)
 
 
 def describe_foreign(head: bytes, expected: str) -> tuple[str, str] | None:

@@ -31,6 +31,7 @@ HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
 
 # Keys under which trainers store weights. EMA weights are used only if there are no others.
 _WRAPPERS = ('state_dict', 'model', 'module', 'state_dict_ema', 'model_ema', 'ema_state_dict')
+_COMPILED = '_orig_mod.'
 
 
 class Format(NamedTuple):
@@ -268,6 +269,33 @@ def unwrap(content: Mapping) -> Mapping:
             f'The checkpoint has the names {wrong[:3]!r}, expected tensors under names of modules.'
         )
     return content
+
+
+def without_compile(content: Mapping) -> Mapping:
+    """A file's content with the names that its tensors have without ``torch.compile``.
+
+    ``torch.compile(model)``, of the whole model or of any part, names it ``_orig_mod``.
+
+    Args:
+        content: Tensors by name, or a dict of them under one of the keys that trainers use.
+    """
+    if inner := {
+        key: without_compile(content[key])
+        for key in _WRAPPERS
+        if isinstance(content.get(key), Mapping)
+    }:
+        return {**content, **inner}
+    if not any(_COMPILED in key for key in content if isinstance(key, str)):
+        return content
+    renamed = OrderedDict((key.replace(_COMPILED, ''), value) for key, value in content.items())
+    renamed._metadata = OrderedDict(
+        (
+            f'{module}.'.replace(_COMPILED, '').rstrip('.'),
+            metadata,
+        )  # a child comes after its parent
+        for module, metadata in (getattr(content, '_metadata', None) or {}).items()
+    )
+    return renamed
 
 
 def find_sources(keys: Iterable[str]) -> list[tuple[str, str]]:

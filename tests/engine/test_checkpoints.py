@@ -3,6 +3,7 @@
 import logging
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from pvt_mm.engine import TrainingStopped, UsageError, durable
+from pvt_mm.engine import TrainingStopped, UsageError, durable, install_safe_loader
 from pvt_mm.engine.checkpoints import DurableCheckpointHook, finite
 from pvt_mm.engine.durable import write_durably, write_text_durably
 from pvt_mm.engine.resume import find_candidates, find_newest
@@ -451,3 +452,67 @@ def test_mmengine_s_runner_can_use_the_hook_by_name(tmp_path):
     runner.train()
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
     assert torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['training_state']['random']
+
+
+def test_a_folder_stands_for_its_newest_checkpoint(three, tmp_path):
+    other = tmp_path / 'other'
+    runner = toy_runner(other, max_epochs=4, resume=True, load_from=str(three))
+    runner.train()
+    assert runner.iter == 8 and names(other) == ['epoch_4.pth', 'last_checkpoint']
+    empty = str(tmp_path / 'empty')
+    Path(empty).mkdir()
+    with pytest.raises(UsageError, match=r'^--resume: the folder .*/empty has no checkpoint; name'):
+        toy_runner(tmp_path / 'third', resume=True, load_from=empty).train()
+
+
+def test_a_copied_run_goes_on_with_its_own_checkpoints(three, tmp_path_factory):
+    """Its last_checkpoint names the file of the run that it was copied from, which goes on."""
+    copy = tmp_path_factory.mktemp('copies') / 'copy'
+    shutil.copytree(three, copy)
+    toy_runner(three, max_epochs=5, resume=True).train()
+    assert find_newest(copy)[0] == copy / 'epoch_3.pth'
+    for path in copy.glob('*.pth'):
+        path.unlink()
+    assert find_newest(copy)[0] == three / 'epoch_5.pth'  # there is no other
+
+
+def test_a_moved_run_goes_on(three, tmp_path_factory):
+    moved = tmp_path_factory.mktemp('moves') / 'a [moved] {run}'
+    shutil.move(three, moved)
+    runner = toy_runner(moved, max_epochs=4, resume=True)
+    runner.train()
+    assert runner.iter == 8
+
+
+def test_a_finished_run_says_so(three, capfd):
+    runner = toy_runner(three, max_epochs=2, resume=True)
+    runner.train()
+    assert runner.iter == 6
+    message = 'The run is finished, with 6 of 4 iterations: raise train_cfg.max_epochs'
+    assert message in ''.join(capfd.readouterr())
+
+
+def test_resuming_another_model_is_one_sentence(three, tmp_path):
+    class Other(Toy):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 2)
+
+    options = dict(resume=True, load_from=str(three / 'epoch_3.pth'))
+    message = r'^--resume: .*epoch_3\.pth cannot be resumed: The checkpoint does not fit'
+    with pytest.raises(UsageError, match=message):
+        toy_runner(tmp_path / 'other', model=Other(), **options).train()
+
+
+def test_resuming_a_compiled_model(three):
+    path = three / 'epoch_3.pth'
+    content = torch.load(path, weights_only=False)
+    own = content['state_dict']
+    content['state_dict'] = {f'_orig_mod.{key}': value for key, value in own.items()}
+    torch.save(content, path)
+    install_safe_loader()
+    runner = toy_runner(three, max_epochs=3, resume=True)
+    runner.train()
+    assert runner.iter == 6
+    for key, value in runner.model.state_dict().items():
+        assert torch.equal(value, own[key])

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 import shutil
 import sys
 import warnings
@@ -135,6 +136,18 @@ def test_options_that_cannot_be_parsed(word, config, capsys):
     assert expected in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    for work_dir in ('file', 'file/below/it'):
+        with pytest.raises(UsageError, match=r'^--work-dir .*: .*/file is a file, expected a fol'):
+            load(str(config), '--work-dir', str(tmp_path / work_dir))
+    assert load(str(config), '--work-dir', str(tmp_path / 'new/one')).lr == 1.0
+    assert not (tmp_path / 'new').exists()
+    monkeypatch.setattr(cli.os, 'access', lambda *_: False)
+    with pytest.raises(UsageError, match=r'--work-dir .* must not be written to: change its perm'):
+        load(str(config), '--work-dir', str(tmp_path / 'new'))
+
+
 def test_mistakes_of_a_user(config, monkeypatch):
     with pytest.raises(UsageError, match=r'none\.py is no file .* expected a config'):
         load('none.py')
@@ -217,6 +230,48 @@ def test_a_host_that_cannot_be_imported(monkeypatch):
 
 
 # --- models -------------------------------------------------------------------------------------
+
+
+# What wrappers do to the names of tensors.
+WRAPPED = {
+    'plain': lambda key: key,
+    'DataParallel': lambda key: f'module.{key}',
+    'compiled': lambda key: f'_orig_mod.{key}',
+    'compiled, DataParallel': lambda key: f'module._orig_mod.{key}',
+    'DataParallel, compiled': lambda key: f'_orig_mod.module.{key}',
+    'compiled parts': lambda key: re.sub(r'(backbone|attn|_head|neck)\.', r'\1._orig_mod.', key),
+}
+
+
+@pytest.mark.parametrize('top', ['state_dict', 'model', 'model_ema', None])
+@pytest.mark.parametrize('wrapper', WRAPPED)
+def test_a_checkpoint_of_a_wrapped_model(wrapper, top, tmp_path):
+    """For a test, and for init_cfg; the position embeddings keep the record of their grids."""
+    cfg = Config.fromfile(ROOT / 'configs/demo/retinanet.py')
+    small = dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 1, 2, 2))
+    small['pretrain_img_size'] = (64, 256)
+    cfg.model.backbone.update(small)
+    cfg.model.neck.in_channels = [16, 16, 16, 16]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        state = randomise(MODELS.build(cfg.model)).state_dict()
+    wrapped = type(state)((WRAPPED[wrapper](key), value) for key, value in state.items())
+    wrapped._metadata = type(state)(
+        (WRAPPED[wrapper](f'{key}.').rstrip('.'), value) for key, value in state._metadata.items()
+    )
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({top: wrapped} if top else wrapped, path)
+    model = build_model(cfg, path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+    square = dict(cfg.model.backbone, pretrain_img_size=64, depths=(1, 1, 1, 1))
+    backbone = MODELS.build(square | dict(init_cfg=dict(type='Pretrained', checkpoint=str(path))))
+    backbone.init_weights()
+    for stage, grid in model.backbone.pos_grids.items():
+        name = f'pos_embed{stage}'
+        embed = state[f'backbone.{name}']
+        expected = backbone.resize_pos_embed(embed, grid, backbone.pos_grids[stage])
+        torch.testing.assert_close(getattr(backbone, name).data, expected)
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'semfpn'])

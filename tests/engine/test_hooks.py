@@ -59,7 +59,7 @@ print({'mmcv', 'mmdet', 'mmseg'} & {*sys.modules})
         ),
         (
             lambda s: s | {'head.weight': torch.zeros(3, 2)},
-            r'1 of the 3 .* \(head\): test it with the config that it was trained with',
+            r'1 of the 3 .* \(head\): use the config that it was trained with',
         ),
         (
             lambda s: {k: v for k, v in s.items() if not k.startswith('backbone.block1.1.norm')},
