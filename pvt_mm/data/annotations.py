@@ -295,10 +295,11 @@ class _Examination:
         self.add('warning', 'masks', text, 'correct or export them again', broken, n)
 
     def boxes(self, annotations: list[dict], keys: list[tuple], images: dict[Any, int]) -> None:
-        n, computed = len(annotations), []
+        n, computed, listed = len(annotations), [], self.content['images']
         boxes = [annotation.get('bbox') for annotation in annotations]
         for i, (annotation, box) in enumerate(zip(annotations, boxes, strict=True)):
-            if not box and coco.has_mask(annotation.get('segmentation'), {}):
+            image = listed[images[keys[i][0]]] if keys[i][0] in images else {}
+            if not box and coco.has_mask(annotation.get('segmentation'), image):
                 boxes[i] = coco.mask_box(annotation['segmentation'])
                 computed.append(annotation)
         text = 'annotations without a bbox that have a mask'
@@ -311,7 +312,6 @@ class _Examination:
         is_used = np.array([image in images for image, _ in keys], bool)
         if not is_used.any():
             return
-        listed = self.content['images']
         rows = [images[image] for image, _ in keys if image in images]
         sides = np.array([[i['width'], i['height']] for i in listed], float)[rows]
         x, y, w, h = np.array(boxes, float)[is_used].T

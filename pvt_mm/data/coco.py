@@ -176,7 +176,8 @@ def complete(dataset: dict) -> None:
 
     - Ids that are 0, negative, no integers or used twice are numbered anew: COCO's evaluation notes
       a match by its id and takes 0 for none.
-    - Annotations of images that are not listed are left out. Sizes of images become integers.
+    - Annotations of images that are not listed are left out. Sizes of images become integers, and
+      1.0 as the id of an image or a category that is listed as 1 becomes 1.
     - A missing ``iscrowd`` is 0; a missing or zero ``area`` that of the mask or, without one, of
       the box; a missing ``bbox`` that of the mask.
     - A mask that is missing or broken becomes NO_MASK.
@@ -192,7 +193,14 @@ def complete(dataset: dict) -> None:
     if not are_ids(ids):
         for number, annotation in enumerate(annotations, 1):
             annotation['id'] = number
+    listed = dict(
+        image_id={i: i for i in sizes},
+        category_id={c['id']: c['id'] for c in dataset.get('categories') or [] if 'id' in c},
+    )
     for annotation in annotations:
+        for key, known in listed.items():
+            if hashable(annotation.get(key)) in known:
+                annotation[key] = known[annotation[key]]
         annotation['iscrowd'] = annotation.get('iscrowd') or 0
         if 'segments_info' in annotation or ('bbox' not in annotation and 'caption' in annotation):
             continue  # panoptic annotations and captions have neither boxes nor masks

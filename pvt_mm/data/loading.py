@@ -18,11 +18,11 @@ _IGNORED = 255  # in a label map
 class DataError(RuntimeError):
     """The data cannot be used; the message says how to mend it.
 
-    A worker process sends the text of its traceback, of which this keeps the message.
+    A worker process sends the text of its traceback, of which this keeps the message, in one line.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition('DataError: ')[2].strip())
+        super().__init__(message.rpartition('DataError: ')[2].strip().replace('\n', ' '))
 
 
 class Unreadable:

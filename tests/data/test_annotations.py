@@ -160,6 +160,11 @@ FAULTS = {
         'error boxes',
         r'bbox is not four finite numbers \(1 of 8\), first id 1, image_id 1',
     ),
+    'a mask of another size in its place': (
+        change('annotations', 0, bbox=None, segmentation=dict(size=[40, 30], counts=[1200])),
+        'error boxes',
+        r'bbox is not four finite numbers \(1 of 8\), first id 1, image_id 1',
+    ),
     'three numbers': (change('annotations', 0, bbox=[1, 2, 3]), 'error boxes', r'\(1 of 8\)'),
     'text': (change('annotations', 0, bbox=['1', '2', '3', '4']), 'error boxes', r'\(1 of 8\)'),
     'nan': (change('annotations', 0, bbox=[1, 2, float('nan'), 4]), 'error boxes', r'\(1 of 8\)'),
@@ -233,8 +238,12 @@ def test_a_fault(name, path):
     assert len(own) == 1, found
     assert re.search(message, own[0]), own[0]
     # What follows from a fault may be told too, but no other error.
-    allowed = {'image twice': ['images'], 'other image ids': ['empty-images']}.get(name, [])
-    assert [p.split()[1] for p in found if p not in own] == allowed
+    follows = {
+        'image twice': ['images'],
+        'other image ids': ['empty-images'],
+        'a mask of another size in its place': ['masks'],
+    }
+    assert [p.split()[1] for p in found if p not in own] == follows.get(name, [])
 
 
 def renumber(content):

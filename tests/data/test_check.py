@@ -20,6 +20,10 @@ from .conftest import CLASSES, SIZE, annotations, coco, write_coco, write_images
 
 REAL = ROOT.parent / 'shared/data'
 METAINFO = dict(classes=CLASSES)
+PVT_FPN = dict(
+    backbone=dict(type='PVT', arch='tiny'),
+    neck=dict(type='FPN', in_channels=[64, 128, 320, 512]),
+)
 
 
 @pytest.fixture
@@ -45,8 +49,7 @@ def detector(root: Path) -> Config:
             default_scope='mmdet',
             model=dict(
                 type='RetinaNet',
-                backbone=dict(type='PVT', arch='tiny'),
-                neck=dict(type='FPN', in_channels=[64, 128, 320, 512]),
+                **copy.deepcopy(PVT_FPN),
                 bbox_head=dict(type='RetinaHead', num_classes=3, in_channels=256),
             ),
             train_cfg=dict(max_epochs=12),
@@ -449,8 +452,7 @@ def segmentor(root: Path, **kwargs) -> Config:
             default_scope='mmseg',
             model=dict(
                 type='EncoderDecoder',
-                backbone=dict(type='PVT', arch='tiny'),
-                neck=dict(type='FPN', in_channels=[64, 128, 320, 512]),
+                **copy.deepcopy(PVT_FPN),
                 decode_head=dict(type='FPNHead', num_classes=3, norm_cfg=dict(type='BN')),
             ),
             train_cfg=dict(max_iters=100),

@@ -208,6 +208,17 @@ def test_annotations_of_no_image_are_left_out(image, tmp_path):
     assert found[:2] == [['cat'], ['eel', 'cat']]
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_ids_of_another_type_than_the_listed(kind, tmp_path):
+    """faster-coco-eval ends in a RuntimeError for the image 1.0 in place of 1."""
+    expected = evaluate(write_coco(tmp_path), CLASSES, kind, ['bbox', 'segm'], masks=True)
+    content = annotations()
+    for key in ('image_id', 'category_id'):
+        content['annotations'][0][key] = float(content['annotations'][0][key])
+    path = write_coco(tmp_path, content=content)
+    assert evaluate(path, CLASSES, kind, ['bbox', 'segm'], masks=True) == expected
+
+
 def test_sizes_of_images_become_integers(tmp_path):
     """COCO's evaluation of masks ends in a RuntimeError for 40.0."""
     content = annotations()

@@ -112,6 +112,14 @@ def test_a_test_set_is_never_shortened(test_mode, tmp_path):
     )
 
 
+def test_a_sentence_is_one_line():
+    """Also for a file name with a line break, and from the traceback of a worker process."""
+    error = DataError(
+        'Traceback:\n  x\npvt_mm.data.loading.DataError: a\nb.jpg cannot be loaded.\n'
+    )
+    assert str(error) == 'a b.jpg cannot be loaded.'
+
+
 def test_datasets_inside_others(tmp_path):
     parts = [detection(tmp_path / str(i)) for i in range(2) if (tmp_path / str(i)).mkdir() is None]
     (tmp_path / '1/train2017/001.jpg').unlink()
