@@ -1,10 +1,14 @@
 """The FLOPs of a backbone, detector or segmentor are those of the papers, attention included."""
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from mmengine.config import Config
+from torch import nn
 
 from pvt_mm import PVT, PVTv2, cpu, flops
 from pvt_mm.engine import UsageError
@@ -134,3 +138,113 @@ def test_an_unknown_model_is_named_with_the_known_ones(name):
     message = f'^{re.escape(name)} is neither a config nor one of pvt_tiny, .*, pvt_v2_b5\\.$'
     with pytest.raises(UsageError, match=message):
         flops.build(name)
+
+
+# --- models of the hosts ------------------------------------------------------------------------
+
+
+def host_config(name: str, folder: Path, **changes) -> Path:
+    """A config of MMDetection, with one layer in the place of six."""
+    cfg = Config.fromfile(Path(find_spec('mmdet').origin).with_name('.mim') / f'configs/{name}.py')
+    cfg.model.backbone.init_cfg = None
+    cfg.merge_from_dict(changes)
+    cfg.dump(folder / 'model.py')
+    return folder / 'model.py'
+
+
+def test_panoptic_fpn(tmp_path):
+    """The semantic head is 30.82 G at 800 x 1280, without the 26 M of its norms."""
+    path = host_config('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', tmp_path)
+    model, shape, counts = flops.measure(path)
+    assert shape == (800, 1280)
+    assert counts['semantic_head'][0] / 1e9 == pytest.approx(30.85, abs=0.005)
+    assert flops.uncounted(model, counts) == []
+
+
+def test_point_rend(tmp_path):
+    """784 points in four subdivisions of each of 100 masks; the first has no more than that."""
+    path = host_config('point_rend/point-rend_r50-caffe_fpn_ms-1x_coco', tmp_path)
+    model, _, counts = flops.measure(path, (64, 96))
+    point = 3 * ((256 + 80) * 256 + 256) + (256 + 80) * 80 + 80
+    assert counts['roi_head.point_head'][0] == 100 * 4 * 784 * point
+    assert flops.uncounted(model, counts) == []
+
+
+def test_layers_that_are_shared(tmp_path):
+    """Every call of a convolution counts, by whatever name it is called."""
+    path = host_config('rtmdet/rtmdet_tiny_8xb32-300e_coco', tmp_path)
+    _, _, counts = flops.measure(path, (64, 96))
+    model, _ = flops.build(path, 'cpu')
+    found = []
+
+    def note(module, args, out):
+        if isinstance(module, nn.Conv2d):
+            found.append(out.numel() * (module.weight[0].numel() + (module.bias is not None)))
+        else:
+            found.append(2 * out.numel())
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 96))
+    assert counts[''][0] == sum(found)
+    assert counts['bbox_head'][0] > 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'part', 'expected'),
+    [
+        # A token of each of four levels of 64 x 96 pixels, and 256 channels.
+        (
+            'dino/dino-4scale_r50_8xb2-12e_coco',
+            {
+                'model.num_queries': 100,
+                'model.encoder.num_layers': 1,
+                'model.decoder.num_layers': 1,
+            },
+            'encoder.layers.0.self_attn.value_proj',
+            128 * 256 * 256,
+        ),
+        (
+            'deformable_detr/deformable-detr_r50_16xb2-50e_coco',
+            {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1},
+            'encoder.layers.0.self_attn.value_proj',
+            128 * 256 * 256,
+        ),
+        (
+            'mask2former/mask2former_r50_8xb2-lsj-50e_coco',
+            {'model.panoptic_head.pixel_decoder.encoder.num_layers': 1},
+            'panoptic_head.pixel_decoder.encoder.layers.0.self_attn.value_proj',
+            126 * 256 * 256,
+        ),
+    ],
+    ids=['DINO', 'Deformable DETR', 'Mask2Former'],
+)
+def test_heads_that_compute_with_values(name, changes, part, expected, tmp_path):
+    """They do not run on the meta device."""
+    model, _, counts = flops.measure(host_config(name, tmp_path, **changes), (64, 96))
+    assert next(model.parameters()).device.type == 'cpu'
+    assert counts[part][0] == expected
+    assert flops.uncounted(model, counts) == []
+
+
+def test_what_is_not_counted_is_named(tmp_path, capsys, monkeypatch):
+    """An operator that torch does not know, and a head that nothing calls."""
+    path = host_config('retinanet/retinanet_r18_fpn_1x_coco', tmp_path)
+    model, _ = flops.build(path)
+    model.other = nn.Sequential(nn.Linear(2, 2))
+    model.table = nn.Embedding(2, 2)
+    model.neck.lateral_convs[0].conv.forward = lambda x: x.new_zeros(1, 256, *x.shape[2:])
+    counts = flops.count(model, (64, 96))
+    assert flops.uncounted(model, counts) == ['neck.lateral_convs.0', 'other']
+
+
+def test_a_module_that_fails_is_named(tmp_path):
+    changes = {'model.bbox_head.in_channels': 3}
+    path = host_config('retinanet/retinanet_r18_fpn_1x_coco', tmp_path, **changes)
+    message = (
+        r'model\.py cannot be counted: bbox_head\.cls_convs\.0\.conv fails with RuntimeError: '
+    )
+    with pytest.raises(UsageError, match=message):
+        flops.measure(path, (64, 96))

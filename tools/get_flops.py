@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from pvt_mm.engine import run
-from pvt_mm.flops import backbones, build, count, parameters
+from pvt_mm.flops import backbones, measure, parameters, uncounted
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,9 +53,7 @@ def table(model: nn.Module, counts: dict[str, tuple[int, int]], depth: int) -> T
 
 def main() -> None:
     args = parse_args()
-    model, shape = build(args.model)
-    shape = tuple(args.shape or shape)
-    counts = count(model, shape)
+    model, shape, counts = measure(args.model, args.shape and tuple(args.shape))
     Console(width=100).print(table(model, counts, args.depth))  # also in a pipe
     total, attention = counts['']
     print(
@@ -63,6 +61,8 @@ def main() -> None:
         f'{total / 1e9:.2f} GFLOPs, of which attention {attention / 1e9:.2f} '
         f'({attention / total:.1%})'
     )
+    if missing := uncounted(model, counts):
+        print(f'Not counted, not run or of an unknown kind: {", ".join(missing)}')
 
 
 if __name__ == '__main__':
