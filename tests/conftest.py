@@ -103,6 +103,7 @@ def _hosts():
         warnings.simplefilter('ignore')
         import_host('mmdet')
         import_host('mmseg')
+        import_host('mmpretrain')
 
 
 @pytest.fixture(scope='session')
