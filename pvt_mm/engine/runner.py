@@ -28,6 +28,7 @@ from .hooks import (
     DataWaitHook,
     Float32OperatorsHook,
     PeakMemoryHook,
+    SameClassesHook,
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
@@ -78,6 +79,7 @@ class ToolRunner(Runner):
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
+        self.add_hook(SameClassesHook())
         self.add_hook(NaNGuardHook())
         self.add_hook(Float32OperatorsHook())
 
