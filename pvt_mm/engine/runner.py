@@ -45,6 +45,7 @@ _LOGGED = (
     '"HardDiskBackend" is the alias',
     'The prefix is not set in metric class',
     'Exp name:',
+    'paramwise_options -- ',
 )
 _DDP = 'MMDistributedDataParallel'
 _RESUMABLE = {
