@@ -75,8 +75,11 @@ def build(model: str | Path) -> tuple[nn.Module, tuple[int, int]]:
     scope = cfg.get('default_scope', 'mmengine')
     if scope != 'mmengine':
         import_host(scope)
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
-        built = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    # mmpretrain's own backbones read values of tensors while they are built.
+    is_theirs = scope == 'mmpretrain' and cfg.model.backbone.type not in ('PVT', 'PVTv2')
+    device = torch.device('cpu' if is_theirs else 'meta')
+    with DefaultScope.overwrite_default_scope(scope), device:
+        built = revert_sync_batchnorm(MODELS.build(cfg.model)).to('meta').eval()
     return built, HOSTS[scope].image_size if scope in HOSTS else IMAGE_SIZE
 
 
@@ -84,7 +87,7 @@ def count(model: nn.Module, shape: tuple[int, int]) -> dict[str, tuple[int, int]
     """Multiply-adds for one image: module name -> (total, attention); '' is the whole model.
 
     Args:
-        model: A backbone, detector or segmentor on the meta device.
+        model: A backbone, detector, segmentor or classifier on the meta device.
         shape: Height and width of the image in pixels.
 
     Raises:

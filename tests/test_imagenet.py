@@ -1,5 +1,6 @@
 """The recipes of the authors' classifiers, their data, and fine-tuning on folders of one's own."""
 
+import importlib
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import ParamSchedulerHook
@@ -26,7 +28,7 @@ from pvt_mm.data.folders import class_names
 from pvt_mm.data.loading import DataError
 from pvt_mm.weights import WEIGHTS
 
-from .conftest import ROOT
+from .conftest import ROOT, needs_flop_counter
 from .scripts import run_script
 
 PHOTOGRAPHS = ROOT.parent / 'shared/data/cls'
@@ -516,3 +518,82 @@ def test_accuracy_of_each_class():
     ]
     many = accuracies(torch.diag(torch.arange(40)), [f'class{i}' for i in range(40)])
     assert table(many).startswith('Accuracy of the worst 30 of 40 classes:')
+
+
+# --- metafile and baselines -----------------------------------------------------------------------
+
+METAFILE = yaml.safe_load((ROOT / 'configs/imagenet/metafile.yml').read_text('utf-8'))
+BASELINES = {'r50': 'ResNet-50', 'x50_32x4d': 'ResNeXt-50-32x4d'}
+
+
+def test_metafile_has_one_entry_per_config():
+    configs = {f'configs/imagenet/{name}_300e.py' for name in (*WEIGHTS, *BASELINES)}
+    assert {model['Config'] for model in METAFILE['Models']} == configs
+    files = {str(path.relative_to(ROOT)) for path in ROOT.glob('configs/imagenet/*.py')}
+    assert files - configs == {'configs/imagenet/finetune.py'}
+
+
+@needs_flop_counter
+@pytest.mark.parametrize('model', METAFILE['Models'], ids=lambda model: model['Name'])
+def test_metafile_agrees_with_the_config_and_the_backbones(model):
+    name = Path(model['Config']).stem.removesuffix('_300e')
+    cfg, said = load(f'{name}_300e'), model['Metadata']
+    built, shape = flops.build(str(ROOT / model['Config']))
+    assert shape == (224, 224)
+    assert said['Parameters (M)'] == round(flops.parameters(built) / 1e6, 2)
+    assert said['FLOPs (G)'] == round(flops.count(built, shape)[''][0] / 1e9, 2)
+    assert said['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert float(said['Learning Rate']) == cfg.optim_wrapper.optimizer.lr
+    assert model['In Collection'] == METAFILE['Collections'][0]['Name']
+    assert METAFILE['Collections'][0]['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
+    assert 'not reproduced here' in model['Source'] and 'Weights' not in model
+    if name in BASELINES:
+        assert said['Backbone'] == BASELINES[name]
+        return
+    backbones = yaml.safe_load((ROOT / 'configs/backbones/metafile.yml').read_text('utf-8'))
+    (theirs,) = (entry for entry in backbones['Models'] if entry['Name'] == name)
+    assert said['Backbone'] == theirs['Metadata']['Backbone']
+    assert said['Parameters (M)'] == theirs['Metadata']['Parameters of the classifier (M)']
+    metrics = model['Results'][0]['Metrics']
+    assert metrics.items() >= theirs['Results'][0]['Metrics'].items()
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_a_baseline_differs_in_the_backbone_alone(name):
+    ours, theirs = (plain(load(f'{n}_300e').to_dict()) for n in (name, 'pvt_small'))
+    for cfg in (ours, theirs):
+        del cfg['model']['backbone']
+        cfg['model']['head'].pop('in_channels')
+    assert ours['model'].pop('neck') == dict(type='GlobalAveragePooling')
+    assert ours == theirs
+
+
+def compared() -> list[tuple[str, str]]:
+    """The configs of hosts in docs/configs.md and the parameters in millions beside them."""
+    text = (ROOT / 'docs/configs.md').read_text('utf-8')
+    return re.findall(r'`(mm\w+::[\w/.-]+)` \| ([\d.]+) \|', text)
+
+
+@pytest.mark.parametrize(('name', 'parameters'), compared())
+def test_the_baselines_of_the_hosts_exist_and_have_the_papers_parameters(name, parameters):
+    cfg = Config.fromfile(get_path(name))
+    backbone = dict(cfg.model.backbone)
+    for key in ('init_cfg', '_scope_'):
+        backbone.pop(key, None)
+    cfg.model.backbone = backbone
+    # mmpretrain's backbones read values of tensors while they are built.
+    device = 'cpu' if name.startswith('mmpretrain') else 'meta'
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+        found = flops.parameters(MODELS.build(cfg.model)) / 1e6
+    assert found == pytest.approx(float(parameters), rel=0.015)  # 44.55 M are 44.7 there
+
+
+def test_all_rows_of_the_hosts_are_compared():
+    names = [name for name, _ in compared()]
+    assert len(names) == len(set(names)) == 5 + 5 + 4
+
+
+def get_path(name: str) -> str:
+    package, _, path = name.partition('::')
+    folder = Path(importlib.import_module(package).__file__).parent
+    return str(folder / '.mim/configs' / path)
