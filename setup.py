@@ -38,7 +38,7 @@ setup(
     # 'pvt_mm/', and there must be no console script, which would sort before it.
     name='pvt-mmlab',
     version=VERSION,
-    description='Pyramid Vision Transformer v1 and v2 for MMDetection 3.x and MMSegmentation 1.x',
+    description='Pyramid Vision Transformer v1, v2 for MMDetection, MMSegmentation, MMPretrain',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author='pvt_mm contributors',
@@ -77,7 +77,10 @@ setup(
             'numpy<2',
             'setuptools<81',
         ],
-        'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors', 'transformers>=5'],
+        # In addition, for classification. mmpretrain does not say that it needs torchvision.
+        'onedl-classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
+        'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
+        'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,
 )

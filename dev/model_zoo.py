@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(r'(<!-- models: (.+?) -->\n).*?(<!-- /models -->)', re.DOTALL)
 NOTHING = '–'
-RESULTS = ('box AP', 'mask AP', 'mIoU', 'mIoU (paper)')
+RESULTS = ('box AP', 'mask AP', 'mIoU', 'mIoU (paper)', 'Top 1 Accuracy', 'Top 5 Accuracy')
 
 
 def documents() -> list[str]:
@@ -77,7 +77,7 @@ def recipes(folders: list[str]) -> str:
             ]
         )
     header = ['Config', 'Backbone', 'Params (M)', 'GFLOPs', 'Length', 'Batch', 'lr']
-    kinds = [kind.replace(' (paper)', ', paper') for kind in kinds]
+    kinds = [kind.replace(' (paper)', ', paper').replace(' Accuracy', '') for kind in kinds]
     return markdown([*header, *kinds, 'Source', 'ours'], rows)
 
 
@@ -103,19 +103,20 @@ def backbones() -> str:
 
 
 def overview() -> str:
-    """A row for each backbone, with the results of three heads."""
-    columns = [('retinanet', '_1x'), ('maskrcnn', '_1x'), ('semfpn', '_40k')]
-    rows: dict[str, list[str]] = {}
-    for folder, schedule in columns:
+    """A row for each backbone, with the results of four experiments."""
+    columns = dict(retinanet='_fpn_1x', maskrcnn='_fpn_1x', semfpn='_fpn_40k', imagenet='_300e')
+    left_out = ('mIoU (paper)', 'Top 5 Accuracy')
+    rows: dict[str, list[str]] = {}  # by backbone: the names in configs/imagenet are longer
+    for folder, schedule in columns.items():
         for model in models(folder):
-            match = re.fullmatch(rf'(pvt_.+)_fpn{schedule}', Path(model['Config']).stem)
+            match = re.fullmatch(rf'(pvt_.+){schedule}', Path(model['Config']).stem)
             if match:
-                paper = metrics(model).get('mIoU (paper)')
-                found = [str(v) for k, v in metrics(model).items() if k != 'mIoU (paper)']
+                paper, title = metrics(model).get('mIoU (paper)'), model['Metadata']['Backbone']
+                found = [str(v) for k, v in metrics(model).items() if k not in left_out]
                 cell = ' / '.join(found) + (f' (paper {paper})' if paper else '')
-                start = [f'`{match[1]}`', model['Metadata']['Backbone']]
-                rows.setdefault(match[1], start).extend([cell, ''])
+                rows.setdefault(title, [f'`{match[1]}`', title]).extend([cell, ''])
     header = ['RetinaNet 1x, box AP', 'Mask R-CNN 1x, box / mask AP', 'Semantic FPN 40k, mIoU']
+    header.append('ImageNet 300 epochs, top 1')
     with_ours = [title for kind in header for title in (kind, 'ours')]
     return markdown(['Name', 'Backbone', *with_ours], list(rows.values()))
 

@@ -28,13 +28,13 @@ STARTED='' WORK='' PART=''
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup_venv: %s\n' "$*" >&2; exit 1; }
 case $STACK in
-    onedl) MMCV=onedl-mmcv HOSTS='onedl-mmdetection onedl-mmsegmentation' OTHER=mmengine ;;
-    upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation' OTHER=onedl_mmengine ;;
+    onedl) MMCV=onedl-mmcv HOSTS='onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain' OTHER=mmengine ;;
+    upstream) MMCV=mmcv HOSTS='mmdet mmsegmentation mmpretrain' OTHER=onedl_mmengine ;;
     *) fail "STACK=$STACK, expected onedl or upstream" ;;
 esac
-# A few tests use transformers. With an older torch it breaks the import of mmdet, so it is left out then.
+# Each torchvision is for one torch, which pip knows.
 pins() {
-    sed -e '/^-r /d' ${TORCH:+-e "s/^torch==.*/torch==$TORCH/" -e '/^transformers==/d'} \
+    sed -e '/^-r /d' ${TORCH:+-e "s/^torch==.*/torch==$TORCH/" -e 's/^torchvision==.*/torchvision/'} \
         "$ROOT/requirements/common.txt" "$REQUIREMENTS"
 }
 pinned() { pins | sed -n "s/^$1==\([^ ;]*\).*/\1/p"; }
@@ -165,6 +165,23 @@ forget_half_installed() {
         fi
     done
     rm -rf "$VENV"/lib/python3*/site-packages/~*  # pip was replacing these
+}
+
+# The compiled part of PyPI's torchvision is for CUDA. Beside a torch without CUDA it does not load, and then the import
+# fails for want of two declarations; mmdet, which imports it through mmpretrain, fails with it. Only torchvision's
+# transforms are needed here, not its operators, so the two are declared.
+declare_torchvision_ops() {
+    local folder
+    if run "$VENV/bin/python" -c 'import torchvision'; then return; fi
+    folder=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cat >>"$folder/torchvision/extension.py" <<'EOF'
+
+if not _has_ops():  # added by dev/setup_venv.sh of pvt_mm
+    _declared = torch.library.Library('torchvision', 'DEF')
+    for _name in ('nms', 'qnms'):
+        _declared.define(f'{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+EOF
+    must 'importing torchvision' "$VENV/bin/python" -c 'import torchvision'
 }
 
 # The folder of a compiled mmcv in the cache. A wheel for another of these would not work, or work wrongly.
@@ -322,20 +339,26 @@ must 'installing the build tools' pip install -q -c "$VENV/requirements.txt" \
     pip setuptools wheel ninja psutil packaging
 say "2/6 torch $(pinned torch)"
 must 'installing torch' pip install -q -c "$VENV/requirements.txt" torch
-say '3/6 mmengine, mmdetection, mmsegmentation and what they need'
+say '3/6 mmengine, mmdetection, mmsegmentation, mmpretrain and what they need'
 grep -v "^$MMCV==" "$VENV/requirements.txt" >"$VENV/requirements-prebuilt.txt"
 must 'installing the packages' pip install -q -r "$VENV/requirements-prebuilt.txt"
+# An environment from before mmpretrain has it here and not in peers/ (see requirements/peers.txt).
+must 'removing transformers' pip uninstall -q -y transformers
 # Two OpenCV packages share their files, and the last one installed wins. opencv-python needs libGL, which servers may
 # lack: then the headless one is installed again.
 run "$VENV/bin/python" -c 'import cv2' || must 'installing OpenCV without libGL' \
     pip install -q --no-deps --force-reinstall "opencv-python-headless==$(pinned opencv-python)"
 must 'importing OpenCV, mmengine and torch' "$VENV/bin/python" -c 'import cv2, mmengine, torch'
+declare_torchvision_ops
 install_mmcv
 say '5/6 pvt_mm, editable'
 must 'installing pvt_mm' pip install -q --no-build-isolation --no-deps -e "$ROOT"
 say '6/6 checks'
 must 'pip check' pip check
-must 'importing mmdet, mmseg and pvt_mm' "$VENV/bin/python" -c 'import mmdet.models, mmseg.models, pvt_mm'
+must 'importing the hosts and pvt_mm' "$VENV/bin/python" -c '
+from pvt_mm.engine import import_host
+for host in ("mmdet", "mmseg", "mmpretrain"):
+    import_host(host)'
 say "ready: $("$VENV/bin/python" -c '
 import platform, sys, torch
 from importlib.metadata import version

@@ -1,9 +1,9 @@
 """Pyramid Vision Transformer backbones for MMDetection 3.x and MMSegmentation 1.x.
 
 Importing this package registers in mmengine's root registries what a config can name: the backbones
-:class:`PVT` and :class:`PVTv2`, ``FastCocoMetric``, the hooks, loops and functions
-of :mod:`pvt_mm.engine`. It lets mmengine find this package's configs, such as
-``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports neither mmdet nor mmseg nor mmcv.
+:class:`PVT` and :class:`PVTv2`, ``FastCocoMetric``, ``ClassAccuracy``, the hooks, loops, schedules
+and functions of :mod:`pvt_mm.engine`. It lets mmengine find this package's configs, such as
+``pvt_mm::retinanet/pvt_s_fpn_1x.py``. It imports no host and no mmcv.
 
 Stable are the names in ``__all__`` and in :mod:`pvt_mm.weights`, the names of configs, and the
 registered names; all else may change.
@@ -20,8 +20,8 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from . import evaluation  # noqa: F401 (registers)
-from .engine import briefing, hooks  # noqa: F401 (register)
+from . import class_accuracy, evaluation  # noqa: F401 (register)
+from .engine import briefing, hooks, schedule  # noqa: F401 (register)
 from .environment import HOSTS, checks_itself, find_mmcv_problem, installed_version
 from .pvt import PVT, PVTv2
 from .version import __version__

@@ -23,6 +23,7 @@ class Host(NamedTuple):
     dataset: str  # its class
     data_root: str  # environment variable
     layout: str  # inside the data root
+    needs_operators: bool = True  # of mmcv
 
 
 HOSTS = {
@@ -39,6 +40,14 @@ HOSTS = {
         'ADE20KDataset',
         'ADE_ROOT',
         '{images,annotations}/{training,validation}/',
+    ),
+    'mmpretrain': Host(
+        ('mmpretrain', 'onedl-mmpretrain'),
+        (224, 224),
+        'ImageNet',
+        'IMAGENET_ROOT',
+        'train/CLASS/*.JPEG, val/CLASS/*.JPEG',
+        needs_operators=False,
     ),
 }
 # Module -> its distribution of upstream, and of the forks.
@@ -114,9 +123,39 @@ def find_mmcv_problem() -> str | None:
         names = ' and '.join(map(distribution_of, hosts))
         return f'{names} need mmcv, which pip alone builds without operators: {mmcv_command()}'
     folders = map(Path, mmcv.submodule_search_locations or ())
-    if not any(path for folder in folders for path in folder.glob('_ext.*')):
+    has_operators = any(path for folder in folders for path in folder.glob('_ext.*'))
+    if needs_operators() and not has_operators:
         return f'{distribution_of("mmcv")} has been built without its operators: {mmcv_command()}'
     return None
+
+
+def needs_operators() -> bool:
+    """True if a host is installed that calls the operators of mmcv."""
+    return any(host.needs_operators and find_spec(module) for module, host in HOSTS.items())
+
+
+def leave_out_multimodal() -> str | None:
+    """Let mmpretrain be imported beside transformers 5, which its multi-modal models do not know.
+
+    mmdet imports mmpretrain if it is there, and fails with it.
+
+    Returns:
+        What is left out and why, or None.
+    """
+    transformers = installed_version('transformers')
+    is_new = transformers and digit_version(transformers) >= digit_version('5')
+    if not is_new or not all(map(find_spec, ('mmpretrain', 'pycocotools'))):
+        return None
+    from mmpretrain.utils import dependency
+
+    if not dependency.WITH_MULTIMODAL:
+        return None
+    dependency.WITH_MULTIMODAL = False
+    return (
+        f'transformers {transformers} breaks the multi-modal models of '
+        f'{distribution_of("mmpretrain")}, so they are left out; the tools of mmpretrain itself '
+        f"need: {PIP} 'transformers<5'"
+    )
 
 
 def checks_itself() -> bool:
@@ -148,6 +187,14 @@ def explain(module: str, error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         name = DISTRIBUTIONS[module][is_fork()]
         return f'{module} is not installed: {PIP} {name}'
+    if isinstance(error, ModuleNotFoundError) and error.name == 'torchvision':
+        return f'{distribution_of(module)} needs torchvision: {_torchvision_command()}'
+    if 'operator torchvision::' in str(error):  # also inside an error of transformers
+        return (
+            f'torchvision {installed_version("torchvision")} was built for another torch than '
+            f'{installed_version("torch")}, so that neither it nor {distribution_of(module)} can '
+            f'be imported: {_torchvision_command()}'
+        )
     if isinstance(error, AssertionError) and 'MMCV' in str(error):
         return (
             f'{distribution_of(module)} refuses {distribution_of("mmcv")}: {error} That is, '
@@ -159,3 +206,10 @@ def explain(module: str, error: Exception) -> str | None:
             f'{installed_version("torch")}: {mmcv_command()}'
         )
     return None
+
+
+def _torchvision_command() -> str:
+    """The command that installs the torchvision of the installed torch."""
+    variant = (installed_version('torch') or '').partition('+')[2]  # cpu, cu130; none on PyPI
+    index = f' --index-url https://download.pytorch.org/whl/{variant}' if variant else ''
+    return f'{PIP} --force-reinstall --no-deps torchvision{index}'

@@ -80,8 +80,13 @@ def build(
     scope = cfg.get('default_scope', 'mmengine')
     if scope != 'mmengine':
         import_host(scope)
-    with DefaultScope.overwrite_default_scope(scope), torch.device(device):
-        built = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
+    # mmpretrain's own backbones read values of tensors while they are built.
+    is_theirs = scope == 'mmpretrain' and cfg.model.backbone.type not in ('PVT', 'PVTv2')
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        torch.device('cpu' if is_theirs else device),
+    ):
+        built = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).to(device).eval()
     built.requires_grad_(False)  # torch's counter fails on a view of a parameter
     return built, HOSTS[scope].image_size if scope in HOSTS else IMAGE_SIZE
 
@@ -132,7 +137,7 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Counts:
     """Multiply-adds for one image: module name -> (total, attention); '' is the whole model.
 
     Args:
-        model: A backbone, detector or segmentor on the meta device, or in memory.
+        model: A backbone, detector, segmentor or classifier on the meta device, or in memory.
         shape: Height and width of the image in pixels.
 
     Raises:

@@ -6,7 +6,7 @@
   2106.13797.
 
 Parameters have the names of the authors' code (https://github.com/whai362/PVT), so the published
-weights load without conversion; :mod:`pvt_mm.weights` drops what a dense backbone does not use.
+weights load without conversion; :mod:`pvt_mm.weights` drops what a backbone does not use.
 Inside the network tokens are (B, N, C) with N = H * W in row-major order; a map is a channels-last
 (B, C, H, W) view of the same memory. The returned maps are copied to NCHW.
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from . import cpu
 from .archs import LARGEST, PVT_ARCHS, PVTV2_ARCHS, resolve_arch
-from .weights import adapt_state_dict, load_pretrained, record_pos_grids
+from .weights import adapt_classifier, adapt_state_dict, load_pretrained, record_pos_grids
 
 # The authors use two LayerNorm eps: this one in blocks and stage norms, 1e-5 (`norm_eps`) in patch
 # embeddings and spatial reductions.
@@ -227,6 +227,7 @@ class _Pyramid(BaseModule):
     """
 
     ARCHS: ClassVar[dict[str, dict]]
+    OUT_TYPES: ClassVar = ('featmap', 'avg_featmap')
 
     def __init__(
         self,
@@ -241,6 +242,7 @@ class _Pyramid(BaseModule):
         sr_ratios: Sequence[int] | None = None,
         in_channels: int = 3,
         out_indices: int | Sequence[int] | None = None,
+        out_type: str = 'featmap',
         frozen_stages: int = -1,
         with_cp: bool = False,
         drop_rate: float = 0.0,
@@ -285,6 +287,12 @@ class _Pyramid(BaseModule):
                 f'{name}: in_channels={in_channels!r}, expected a number above 0, at most '
                 f'{LARGEST}.'
             )
+        if out_type not in self.OUT_TYPES:
+            raise ValueError(
+                f'{name}: out_type={out_type!r}, expected one of {", ".join(self.OUT_TYPES)}.'
+            )
+        self.out_type = out_type
+        self.num_extra_tokens = int(out_type == 'cls_token')  # mmpretrain reads it
         self.out_indices = self._resolve_out_indices(out_indices)
         # Stages after the last requested one are not built: no wasted work, and DDP finds no
         # parameter without a gradient.
@@ -314,7 +322,7 @@ class _Pyramid(BaseModule):
     def _resolve_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
         total = len(self.arch['depths'])
         if out_indices is None:
-            return tuple(range(total))
+            return tuple(range(total)) if self.out_type == 'featmap' else (total - 1,)
         given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
         valid = all(_is_integer(i) and -total <= i < total for i in given)
         resolved = tuple(int(i) % total for i in given) if valid else ()
@@ -348,6 +356,13 @@ class _Pyramid(BaseModule):
         """The stage norm of v2, after the last block; (B, N, C) -> (B, N, C)."""
         return x
 
+    def _output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """What is returned of the tokens (B, N, C) of a stage."""
+        if self.out_type == 'avg_featmap':
+            return x.mean(1)
+        # NCHW in memory as well: mmcv's RoIAlign reads memory without looking at strides.
+        return to_map(x, hw).contiguous()
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images to a pyramid of feature maps.
 
@@ -356,13 +371,14 @@ class _Pyramid(BaseModule):
 
         Returns:
             The maps of ``out_indices`` in that order, each (B, C, H / stride, W / stride) with C
-            and stride from ``out_channels`` and ``out_strides``, contiguous.
+            and stride from ``out_channels`` and ``out_strides``, contiguous. With another
+            ``out_type`` than ``featmap`` a vector (B, C) in the place of each map.
 
         Raises:
             ValueError: the input has another number of channels, or is too small.
         """
         self._check_input(x)
-        maps = {}
+        outputs = {}
         for stage in range(1, self.num_stages + 1):
             x, hw = getattr(self, f'patch_embed{stage}')(x)
             x = self._add_pos_embed(stage, x, hw)
@@ -371,11 +387,12 @@ class _Pyramid(BaseModule):
                     x = cpu.checkpointed(block, x, hw)
                 else:
                     x = block(x, hw)
-            x = to_map(self._norm_stage(stage, x), hw)
+            x = self._norm_stage(stage, x)
             if stage - 1 in self.out_indices:
-                # NCHW in memory as well: mmcv's RoIAlign reads memory without looking at strides.
-                maps[stage - 1] = x.contiguous()
-        return tuple(maps[i] for i in self.out_indices)
+                outputs[stage - 1] = self._output(x, hw)
+            if stage < self.num_stages:
+                x = to_map(x, hw)
+        return tuple(outputs[i] for i in self.out_indices)
 
     def _check_input(self, x: Tensor) -> None:
         if cpu.in_graph():  # comparisons of sizes would become guards
@@ -453,8 +470,37 @@ class _Pyramid(BaseModule):
         head = name.partition('.')[0]
         if head == 'patch_embed1':
             return self.frozen_stages >= 0
+        if head in ('cls_token', 'norm'):
+            return self.frozen_stages == self.num_stages
         stage = re.search(r'\d+$', head)
         return stage is not None and int(stage[0]) <= self.frozen_stages
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter, and the number of depths, for mmpretrain's layer-wise lr decay.
+
+        As in mmpretrain's Swin 0 is the first patch embedding, each block has a depth, a later
+        patch embedding that of the block before it, and the last is for what follows the blocks.
+
+        Args:
+            param_name: Its name in the whole model.
+            prefix: The part of the names before the backbone's own.
+        """
+        depths = self.arch['depths'][: self.num_stages]
+        last = sum(depths) + 1
+        name = param_name.removeprefix(prefix) if param_name.startswith(prefix) else ''
+        if name == 'cls_token':  # beside pos_embed4
+            name = f'pos_embed{self.num_stages}'
+        match = re.match(r'(block|patch_embed|pos_embed|norm)(\d+)(?:\.(\d+))?', name)
+        kind, stage = (match[1], int(match[2])) if match else ('norm', self.num_stages)
+        if kind == 'block':
+            depth = sum(depths[: stage - 1]) + int(match[3]) + 1
+        elif kind == 'norm':
+            depth = sum(depths[:stage]) if stage < self.num_stages else last
+        else:
+            depth = sum(depths[: stage - 1])
+        return depth, last + 1
+
+    _checkpoint_filter = staticmethod(adapt_classifier)  # mmpretrain's classifiers register it
 
 
 def _is_real(value: object) -> bool:
@@ -484,7 +530,12 @@ class PVT(_Pyramid):
         pretrain_img_size: Pixels, or (height, width), that the position embedding is made for.
         in_channels: Channels of the input; the stem of a 3-channel weight file is inflated.
         out_indices: Stages to return, from 0, in this order; negative counts from the end.
-            Default: all. Stages after the last of them are not built.
+            Default: all, or the last if ``out_type`` is not ``featmap``. Stages after the last of
+            them are not built.
+        out_type: For MMPretrain and in its words: ``featmap``; ``avg_featmap``, the mean over each
+            map; ``cls_token``, the class token of the authors' classifier after its norm, which
+            stage 4 attends to (section 3.4). PVTv2 has no class token: the authors' classifiers
+            take the mean.
         frozen_stages: -1 freezes nothing, 0 the first patch embedding, n the first n stages.
         with_cp: Recompute each block in the backward pass instead of storing its activations.
         drop_rate: Dropout after position embedding, projections and feed-forward layers.
@@ -500,6 +551,7 @@ class PVT(_Pyramid):
     """
 
     ARCHS: ClassVar = PVT_ARCHS
+    OUT_TYPES: ClassVar = (*_Pyramid.OUT_TYPES, 'cls_token')
 
     def __init__(
         self,
@@ -521,10 +573,23 @@ class PVT(_Pyramid):
         self.pos_grids = {}  # stage -> (H, W) of its position embedding
         for stage in range(1, self.num_stages + 1):
             grid = tuple(side // 2 ** (stage + 1) for side in sides)
-            pos_embed = torch.zeros(1, math.prod(grid), self.arch['embed_dims'][stage - 1])
+            tokens = math.prod(grid) + self._extra_tokens(stage)
+            pos_embed = torch.zeros(1, tokens, self.arch['embed_dims'][stage - 1])
             self.pos_grids[stage] = grid
             self.register_parameter(f'pos_embed{stage}', nn.Parameter(pos_embed))
             self.add_module(f'pos_drop{stage}', nn.Dropout(self.drop_rate))
+        if self.out_type == 'cls_token':
+            dim = self.arch['embed_dims'][-1]
+            if (
+                self.out_indices != (len(self.arch['depths']) - 1,)
+                or self.arch['sr_ratios'][-1] > 1
+            ):
+                raise ValueError(
+                    f'PVT: the class token is in the last stage, which must not reduce its keys, '
+                    f'got out_indices={self.out_indices} and sr_ratios={self.arch["sr_ratios"]}.'
+                )
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+            self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
         self._register_state_dict_hook(record_pos_grids)
         self._freeze()
 
@@ -545,13 +610,27 @@ class PVT(_Pyramid):
     def _add_pos_embed(self, stage: int, x: Tensor, hw: tuple[int, int]) -> Tensor:
         # The grid is compared with that of the same stage: the authors compare token counts with
         # those of stage 1, which fails at 448x448 and adds a wrong layout at 112x448.
-        pos_embed = resize_pos_embed(getattr(self, f'pos_embed{stage}'), self.pos_grids[stage], hw)
+        pos_embed = getattr(self, f'pos_embed{stage}')
+        if extra := self._extra_tokens(stage):
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
+            resized = resize_pos_embed(pos_embed[:, extra:], self.pos_grids[stage], hw)
+            pos_embed = torch.cat([pos_embed[:, :extra], resized], 1)
+        else:
+            pos_embed = resize_pos_embed(pos_embed, self.pos_grids[stage], hw)
         return getattr(self, f'pos_drop{stage}')(x + pos_embed)
+
+    def _extra_tokens(self, stage: int) -> int:
+        return self.num_extra_tokens if stage == self.num_stages else 0
+
+    def _output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        return self.norm(x[:, 0]) if self.out_type == 'cls_token' else super()._output(x, hw)
 
     def init_weights(self) -> None:
         if not self.is_init:
             for stage in self.pos_grids:
                 nn.init.normal_(getattr(self, f'pos_embed{stage}'), std=0.02)
+            if self.out_type == 'cls_token':
+                nn.init.normal_(self.cls_token, std=0.02)
         super().init_weights()
 
 

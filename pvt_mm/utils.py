@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 
-from .environment import HOSTS
+from .environment import HOSTS, leave_out_multimodal
 
 
 def register_all_modules(init_default_scope: bool = True) -> None:
@@ -13,7 +13,10 @@ def register_all_modules(init_default_scope: bool = True) -> None:
         init_default_scope: Unused; the hosts' functions of this name have it. This package is no
             scope: its backbones are in mmengine's root registry, which every scope falls back to.
     """
+    leave_out_multimodal()
     for host in HOSTS:
         if importlib.util.find_spec(host):
+            if host == 'mmpretrain' and not importlib.util.find_spec('torchvision'):
+                continue  # which it needs; the other hosts do not
             utils = importlib.import_module(f'{host}.utils')
             utils.register_all_modules(init_default_scope=False)

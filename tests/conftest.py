@@ -104,6 +104,7 @@ def _hosts():
         warnings.simplefilter('ignore')
         import_host('mmdet')
         import_host('mmseg')
+        import_host('mmpretrain')
     gc.freeze()  # every dataset of mmengine collects garbage, which takes 0.3 s for all modules
 
 

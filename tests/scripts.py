@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pvt_mm.environment import HOSTS
+
 # The processes are forked from one that has imported these and done nothing else, so that no run
 # affects another.
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(
-    ['pvt_mm.engine', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets']
+    ['pvt_mm.engine'] + [f'{host}.{part}' for host in HOSTS for part in ('models', 'datasets')]
 )
 
 

@@ -652,7 +652,7 @@ def metafile_entry(name: str) -> dict:
 
 def test_model_index_lists_the_metafiles():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text(encoding='utf-8'))
-    folders = ('backbones', *FAMILIES)
+    folders = ('backbones', *FAMILIES, 'imagenet')
     assert index == {'Import': [f'configs/{folder}/metafile.yml' for folder in folders]}
 
 

@@ -49,6 +49,24 @@ def test_a_classifier_there_and_back(tmp_path):
     assert all(torch.equal(back[k], state[k]) for k in state)
 
 
+def test_a_classifier_to_mmpretrain_and_back(tmp_path):
+    """The head goes with it, unless --backbone is given."""
+    state = classifier_file(PVT('tiny'))
+    torch.save(state, tmp_path / 'in.pth')
+    assert not convert(tmp_path / 'in.pth', tmp_path / 'mm.pth', '--to', 'mmpretrain').returncode
+    written = torch.load(tmp_path / 'mm.pth', weights_only=True)
+    assert {'backbone.cls_token', 'backbone.norm.weight', 'head.fc.bias'} <= written.keys()
+    torch.save(dict(state_dict=written, meta={}), tmp_path / 'epoch_300.pth')
+    result = convert(tmp_path / 'epoch_300.pth', tmp_path / 'back.pth', '--to', 'pvt_mm')
+    assert "PVT arch 'tiny' from the authors' names, 161 tensors in the names" in result.stdout
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k], state[k]) for k in state)
+    convert(tmp_path / 'epoch_300.pth', tmp_path / 'b.pth', '--to', 'pvt_mm', '--backbone')
+    backbone = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert state.keys() - backbone.keys() == {'head.weight', 'head.bias'}
+
+
 def test_a_whole_detector(tmp_path):
     """Ours as MMDetection's: it loads strictly into MMDetection's own detector, and back."""
     from mmdet.registry import MODELS

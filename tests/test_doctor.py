@@ -44,12 +44,15 @@ class Fake:
         self.monkeypatch.setattr(environment, 'version', version)
 
 
-UPSTREAM = dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2')
+UPSTREAM = dict(
+    mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2', mmpretrain='1.2.0'
+)
 FORKS = {
     'onedl-mmengine': '0.10.12',
     'onedl-mmcv': '2.3.6',
     'onedl-mmdetection': '3.5.1',
     'onedl-mmsegmentation': '1.4.2',
+    'onedl-mmpretrain': '1.3.6',
 }
 
 
@@ -160,6 +163,43 @@ def test_a_failed_import_is_explained(fake):
         'the operators of mmcv 2.1.0 were built for '
     )
     assert environment.explain('mmdet', RuntimeError('broken')) is None
+    undeclared = RuntimeError('operator torchvision::nms does not exist')
+    fake.distribution('torch', '2.13.0+cpu')
+    fake.distribution('torchvision', '0.28.0')
+    assert environment.explain('mmdet', undeclared) == (
+        'torchvision 0.28.0 was built for another torch than 2.13.0+cpu, so that neither it nor '
+        'mmdet 3.3.0 can be imported: python -m pip install --force-reinstall --no-deps '
+        'torchvision --index-url https://download.pytorch.org/whl/cpu'
+    )
+    no_torchvision = ModuleNotFoundError("No module named 'torchvision'", name='torchvision')
+    assert environment.explain('mmpretrain', no_torchvision).startswith(
+        'mmpretrain 1.2.0 needs torchvision: python -m pip install --force-reinstall --no-deps '
+    )
+
+
+def test_mmpretrain_needs_no_operators(fake, monkeypatch):
+    fake.package('mmcv')
+    real = environment.find_spec
+    monkeypatch.setattr(
+        environment, 'find_spec', lambda name: None if name in ('mmdet', 'mmseg') else real(name)
+    )
+    assert environment.find_mmcv_problem() is None
+
+
+@pytest.mark.slow
+def test_transformers_5_beside_mmpretrain(fake):
+    """Without help neither mmpretrain nor mmdet, which imports it, could be imported."""
+    fake.distribution('transformers', '5.0.0')
+    fake.package('transformers', 'BertConfig = BertTokenizer = object')
+    fake.package('transformers/modeling_utils', 'PreTrainedModel = None')
+    done = run(fake, '-m', 'pvt_mm.doctor')
+    assert done.returncode == 0, done.stdout + done.stderr
+    (note,) = (line for line in done.stdout.splitlines() if line.startswith('Note'))
+    mmpretrain = environment.distribution_of('mmpretrain')
+    assert note == (
+        f'Note: transformers 5.0.0 breaks the multi-modal models of {mmpretrain}, so they are left '
+        "out; the tools of mmpretrain itself need: python -m pip install 'transformers<5'"
+    )
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ EXTRAS = {
         *('mmengine<1,>=0.10.4', 'mmdet<3.4,>=3.3.0', 'mmsegmentation<1.3,>=1.2.2'),
         *('ftfy', 'regex', 'faster-coco-eval>=1.8', 'numpy<2', 'setuptools<81'),
     },
+    'onedl-classification': {'onedl-mmpretrain>=1.3.6', 'torchvision'},
+    'openmmlab-classification': {'mmpretrain<1.3,>=1.2.0', 'torchvision'},
 }
 
 
@@ -275,7 +277,7 @@ def test_what_is_tested_is_what_is_asked_for(extra, mmcv):
         if '==' in line and not line.startswith('#')
     ]
     pinned = {r.name: next(iter(r.specifier)).version for r in map(Requirement, lines)}
-    for given in map(Requirement, EXTRAS[extra]):
+    for given in map(Requirement, EXTRAS[extra] | EXTRAS[f'{extra}-classification']):
         assert pinned[given.name] in given.specifier, given
     assert MMCV[mmcv] == pinned[mmcv]
 

@@ -3,11 +3,13 @@
     python tools/convert.py pvt_v2_b2 pvt_v2_b2_timm.safetensors --to timm
     python tools/convert.py work_dirs/retinanet/pvt_s_fpn_1x/epoch_12.pth detector.pth --to mmdet
     python tools/convert.py epoch_12.pth backbone.pth --to pvt_mm --backbone
+    python tools/convert.py pvt_small classifier.pth --to mmpretrain
 
 Reads every file that the backbones read: the authors' files, MMDetection's, timm's, Hugging Face's,
 whole detectors and segmentors, and the names in pvt_mm.weights.WEIGHTS. Writes plain tensors,
 without the records of trainers (optimizer, schedules, messages). The other tensors of a detector
-are kept as they are, unless --backbone is given; timm and Hugging Face get the backbone alone.
+are kept as they are, unless --backbone is given; timm and Hugging Face get the backbone alone. An
+ImageNet classifier keeps its head, unless --backbone is given or for MMDetection.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pvt_mm.weights.files import write_checkpoint
 from pvt_mm.weights.fit import describe_backbone
 from pvt_mm.weights.names import (
     FORMATS,
+    HEAD,
     LIBRARIES,
     find_backbone,
     find_sources,
@@ -50,14 +53,19 @@ def convert(content: dict, library: str, backbone_only: bool) -> tuple[dict[str,
     source, prefix, tensors = find_backbone(content)
     if not source:
         raise ValueError(f'no PVT: its first keys are {", ".join(list(unwrap(content))[:4])}')
+    is_classifier = 'head.weight' in tensors
+    if backbone_only:
+        for key in ('head.weight', 'head.bias'):
+            tensors.pop(key, None)
     written = OrderedDict(from_pvt_mm(tensors, library))
     title = f'{describe_backbone(tensors)} from {FORMATS[source].title}'
     others = {
         key: value
         for key, value in unwrap(content).items()
-        if not key.startswith(prefix) and isinstance(value, Tensor)
+        if not key.startswith(prefix) and isinstance(value, Tensor) and not HEAD.match(key)
     }
-    if prefix.endswith('backbone.') and not backbone_only and library in ('pvt_mm', 'mmdet'):
+    is_detector = prefix.endswith('backbone.') and not is_classifier
+    if is_detector and not backbone_only and library in ('pvt_mm', 'mmdet'):
         written = OrderedDict({prefix + k: v for k, v in written.items()} | others)
     elif others:
         title += f', without {len(others)} tensors around it'

@@ -1,4 +1,4 @@
-"""Test a trained detector or segmentor.
+"""Test a trained detector, segmentor or classifier.
 
 python tools/test.py configs/retinanet/pvt_s_fpn_1x.py epoch_12.pth --out predictions.pkl
 tools/dist_test.sh configs/semfpn/pvt_s_fpn_40k.py iter_40000.pth 8 --show-dir pictures
@@ -6,6 +6,8 @@ tools/dist_test.sh configs/semfpn/pvt_s_fpn_40k.py iter_40000.pth 8 --show-dir p
 
 import argparse
 import os
+
+from mmengine.evaluator import DumpResults
 
 from pvt_mm.engine import (
     CompleteCheckpointHook,
@@ -28,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint')
     parser.add_argument(
         '--out',
-        help='write the predictions: a pickle file of detections, a folder of label maps',
+        help='write the predictions: a pickle file, or a folder of label maps',
     )
     parser.add_argument(
         '--show-dir',
@@ -61,9 +63,10 @@ def main() -> None:
     cfg = load_config(args, splits=['test'])
     cfg.load_from = str(checkpoint)
     is_segmentor = cfg.default_scope == 'mmseg'
+    is_classifier = cfg.default_scope == 'mmpretrain'
     if args.out and not is_segmentor and not args.out.endswith('.pkl'):
         raise UsageError(
-            f'--out {args.out}: detections are written to a pickle file, name it *.pkl.'
+            f'--out {args.out}: predictions are written to a pickle file, name it *.pkl.'
         )
     if args.out and not is_segmentor and os.path.isdir(args.out):
         raise UsageError(f'--out {args.out} is a folder, expected a new file.')
@@ -77,22 +80,29 @@ def main() -> None:
         )
     if args.show_dir:
         folder = os.path.abspath(args.show_dir)
-        cfg.default_hooks.visualization.update(draw=True, interval=1)
-        if is_segmentor:
+        cfg.default_hooks.visualization.update(interval=1)
+        cfg.default_hooks.visualization['enable' if is_classifier else 'draw'] = True
+        if is_classifier:
+            cfg.default_hooks.visualization.out_dir = folder
+        elif is_segmentor:
             backend = dict(type='LocalVisBackend', save_dir=folder, img_save_dir='')
             cfg.visualizer.vis_backends = [backend]
         else:
             cfg.default_hooks.visualization.test_out_dir = folder
-    if args.out and is_segmentor:
-        evaluators = cfg.test_evaluator
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+    evaluators = cfg.test_evaluator
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        if args.out and is_segmentor:
             evaluator.update(output_dir=args.out, keep_results=True)
+        if evaluator['type'] == 'ClassAccuracy':
+            evaluator.setdefault('out_dir', cfg.work_dir)
     if args.tta:
         augment_test(cfg)
 
     runner = ToolRunner.from_cfg(cfg)
     runner.add_hook(CompleteCheckpointHook())
-    if args.out and not is_segmentor:
+    if args.out and is_classifier:
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    elif args.out and not is_segmentor:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -1,10 +1,10 @@
-"""Train a detector or a segmentor.
+"""Train a detector, a segmentor or a classifier.
 
     python tools/train.py configs/retinanet/pvt_s_fpn_1x.py
     python tools/train.py configs/semfpn/pvt_s_fpn_40k.py --work-dir work_dirs/mine --resume
     tools/dist_train.sh configs/maskrcnn/pvt_s_fpn_1x.py 8
 
-A config needs a default_scope (mmdet or mmseg) and what mmengine's Runner needs.
+A config needs a default_scope (mmdet, mmseg or mmpretrain) and what mmengine's Runner needs.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from . import annotations, images, labelmaps
+from . import annotations, folders, images, labelmaps
 from .annotations import Annotations
 from .classes import check_heads, find, named, read_classes
 from .coco import describe_unknown
@@ -77,11 +77,13 @@ def check(
         same = (id(source.found) if source.found else source.folder, str(source.classes))
         if seen.setdefault(same, source) is source:
             problems += _check_source(cfg, source, full)
+            problems += _check_folders(source, sources, full)
     problems += _check_evaluators(cfg, splits, sources, files, keep)
     problems += _compare(sources, full)
     train = next((s for s in sources if s.split == 'train' and s.classes), None)
     if train:
         problems += check_heads(cfg.get('model'), len(train.classes), cfg.default_scope)
+        problems += folders.check_one_hot(cfg, len(train.classes))
     problems += check_recipe(cfg, splits, _epoch(sources))
     return problems
 
@@ -123,7 +125,25 @@ def _describe(source: Source, files: dict[str, Annotations], keep: bool) -> Sour
         maps = _join(root, maps) if maps else None
         pairs = labelmaps.list_files(folder, ann_file, *suffixes, maps)
         return source._replace(folder=folder, pairs=pairs)
+    if _is_folders(source):
+        folder = _join(root, prefix.get('img_path'))
+        return source._replace(
+            folder=folder, classes=source.classes or folders.list_folders(folder)
+        )
     return source
+
+
+def _is_folders(source: Source) -> bool:
+    """True for mmpretrain's datasets whose labels are the folders of the images."""
+    is_theirs = hasattr(source.cls, '_find_samples') and source.config.get('with_label', True)
+    return is_theirs and not source.config.get('ann_file')
+
+
+def _check_folders(source: Source, sources: Sequence[Source], full: bool) -> Iterator[Problem]:
+    if _is_folders(source):
+        others = [s.folder for s in sources if s.split == 'train' and _is_folders(s)]
+        train = others[0] if others and source.split != 'train' else None
+        yield from folders.check_folders(source.key, source.folder, source.classes, train, full)
 
 
 def argument(source: Source, name: str) -> Any:
@@ -406,7 +426,7 @@ def _compare(sources: Sequence[Source], full: bool) -> Iterator[Problem]:
             continue
         done.add((source.folder, id(source.found)))
         expected = train[0].classes
-        if source.classes and expected and source.classes != expected:
+        if source.classes and expected and source.classes != expected and not _is_folders(source):
             text = f'the classes are {_names(source.classes)}, those of training {_names(expected)}'
             cure = 'name the same classes in the same order: the model knows their numbers only'
             yield Problem('error', 'classes', text, cure, where=f'{source.key}.metainfo.classes')

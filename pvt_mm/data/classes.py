@@ -65,7 +65,8 @@ def read_classes(dataset: Mapping, cls: type, key: str) -> tuple[list | None, li
     if not classes:
         text = 'the classes are empty, expected the names of the annotations'
         return None, [Problem('error', 'classes', text, "write ('cat', 'dog')", where=where)]
-    if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
+    twice = [name for i, name in enumerate(classes) if name in classes[:i]]
+    if twice and 'classes' in metainfo:  # ImageNet has two cranes of its own
         text = f'{twice[0]!r} is named twice'
         return None, [Problem('error', 'classes', text, 'remove one', where=where)]
     return list(classes), []

@@ -31,7 +31,7 @@ from ..data.loading import DataError
 from ..data.paths import check_data
 from ..data.report import Problem, describe_counts, ordered, print_table
 from ..data.structure import check_structure
-from ..environment import HOSTS, explain, find_problems
+from ..environment import HOSTS, explain, find_problems, leave_out_multimodal
 from ..weights import find_checkpoint, read_checkpoint
 from ..weights.names import select, unwrap
 from .errors import TrainingStopped, UsageError
@@ -358,7 +358,7 @@ def ignore_warnings() -> None:
 
 
 def import_host(scope: str) -> None:
-    """Import mmdet or mmseg and register its modules, without the messages that do not help.
+    """Import a host and register its modules, without the messages that do not help.
 
     Raises:
         UsageError: the host or one of its dependencies is missing or does not fit, with the repair.
@@ -368,6 +368,9 @@ def import_host(scope: str) -> None:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
+            left_out = leave_out_multimodal()
+            if left_out and scope == 'mmpretrain':
+                print(left_out)
             utils = importlib.import_module(f'{scope}.utils')
             utils.register_all_modules(init_default_scope=False)
     except Exception as error:

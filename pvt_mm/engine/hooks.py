@@ -17,7 +17,10 @@ from ..data import coco
 from ..data.images import explain_unreadable
 from ..data.loading import leaves
 from ..pvt import PVT, Block, PVTv2
-from ..weights.names import count_by_part, unwrap
+from ..weights.names import as_classifier, count_by_part, unwrap
+from .errors import UsageError
+
+_HEAD = 'head.fc.weight'  # of mmpretrain's LinearClsHead
 
 
 @HOOKS.register_module()
@@ -168,6 +171,14 @@ def wrap_pvt_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> 
 
 
 @HOOKS.register_module()
+class SameClassesHook(Hook):
+    """Refuses a classifier whose head is for another number of classes."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        check_classes(_unwrapped(runner.model), checkpoint)
+
+
+@HOOKS.register_module()
 class CompleteCheckpointHook(Hook):
     """Refuses a checkpoint that leaves a part of the model as it was initialised.
 
@@ -176,6 +187,23 @@ class CompleteCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         check_complete(_unwrapped(runner.model), checkpoint)
+
+
+def check_classes(model: nn.Module, checkpoint: dict) -> None:
+    """Check that the head in a checkpoint has the classes of mmpretrain's classifier ``model``.
+
+    Raises:
+        UsageError: it has another number of classes.
+    """
+    own = model.state_dict().get(_HEAD)
+    found = None if own is None else as_classifier(checkpoint).get(_HEAD)
+    if found is not None and len(found) != len(own):
+        raise UsageError(
+            f'The head in the checkpoint has {len(found)} classes, this model {len(own)}: test it '
+            f'with the config that it was trained with; to train with other classes, leave out the '
+            f"head with model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE) in the "
+            f'place of load_from.'
+        )
 
 
 def check_complete(model: nn.Module, checkpoint: dict) -> None:
@@ -187,10 +215,12 @@ def check_complete(model: nn.Module, checkpoint: dict) -> None:
     Raises:
         RuntimeError: tensors of other parts are missing or have another shape, or a part of the
             backbone is missing.
+        UsageError: a classifier has another number of classes.
     """
+    check_classes(model, checkpoint)
     own = {key: value.shape for key, value in model.state_dict().items()}
-    tensors = unwrap(checkpoint).items()
-    given = {k.removeprefix('module.'): v.shape for k, v in tensors if hasattr(v, 'shape')}
+    tensors = as_classifier(checkpoint) if _HEAD in own else unwrap(checkpoint)
+    given = {k.removeprefix('module.'): v.shape for k, v in tensors.items() if hasattr(v, 'shape')}
     partial = []
     for name, module in model.named_modules():
         if isinstance(module, (PVT, PVTv2)):

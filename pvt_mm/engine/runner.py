@@ -29,6 +29,7 @@ from .hooks import (
     DataWaitHook,
     Float32OperatorsHook,
     PeakMemoryHook,
+    SameClassesHook,
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
@@ -45,6 +46,7 @@ _LOGGED = (
     '"HardDiskBackend" is the alias',
     'The prefix is not set in metric class',
     'Exp name:',
+    'paramwise_options -- ',
 )
 _DDP = 'MMDistributedDataParallel'
 _RESUMABLE = {
@@ -79,6 +81,7 @@ class ToolRunner(Runner):
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
+        self.add_hook(SameClassesHook())
         self.add_hook(NaNGuardHook())
         self.add_hook(Float32OperatorsHook())
 

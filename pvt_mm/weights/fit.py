@@ -25,7 +25,8 @@ from .names import (
     BACKBONE,
     CLASSIFIER,
     FORMATS,
-    HF_CLASSIFIER,
+    HEAD,
+    as_classifier,
     count_by_part,
     find_backbone,
     has_class_slot,
@@ -149,13 +150,13 @@ def adapt_state_dict(
         is_this_arch = _shapes(found) == own or _is_prefix(numbers, _numbers(model))
         left_out, notes = _fit(model, found)
         shapes = _shapes(found)
-        is_complete = all(key in shapes for key in own if BACKBONE.fullmatch(key))
+        is_complete = all(
+            key in shapes for key in own if BACKBONE.fullmatch(key) or CLASSIFIER.match(key)
+        )
         if not is_this_arch or not is_complete or any(own.get(k) != s for k, s in shapes.items()):
             raise RuntimeError(_mismatch(model, shapes, prefix, numbers))
         title, eps = FORMATS[source].title, FORMATS[source].norm_eps
-        others = [
-            k for k in unwrap(given) if not k.startswith(inner) and not HF_CLASSIFIER.match(k)
-        ]
+        others = [k for k in unwrap(given) if not k.startswith(inner) and not HEAD.match(k)]
         left_out += [f'{count_by_part(others)} (not the backbone)'] if others else []
         if eps is not None and eps != model.norm_eps:
             notes.append(f'its norms have eps {eps}: set norm_eps={eps} for the same outputs')
@@ -175,6 +176,18 @@ def adapt_state_dict(
         'current',
         logging.WARNING if missing else logging.INFO,
     )
+
+
+def adapt_classifier(state_dict: dict, prefix: str, *_: Any) -> None:
+    """A load hook of mmpretrain's classifiers: give a classifier of others their parts, in place.
+
+    Then :func:`adapt_state_dict` does the rest.
+    """
+    given = select(state_dict, prefix)
+    parts = as_classifier(given)
+    for key in given:
+        del state_dict[prefix + key]
+    state_dict.update({prefix + k: v for k, v in parts.items()})
 
 
 def _shapes(tensors: Mapping) -> dict[str, Shape | None]:
@@ -213,9 +226,10 @@ def _fit(model: nn.Module, found: OrderedDict) -> tuple[list[str], list[str]]:
     Returns:
         What was left out, and other notes for the log.
     """
-    classifier = [key for key in found if CLASSIFIER.match(key)]
+    own = {name for name, _ in model.named_parameters()}
+    classifier = [key for key in found if CLASSIFIER.match(key) and key not in own]
     not_built = [key for key in found if _place(key)[0] > model.num_stages]
-    if has_class_slot(found):
+    if has_class_slot(found) and 'cls_token' not in own:
         found['pos_embed4'] = found['pos_embed4'][:, 1:].clone()
     for key in classifier + not_built:
         del found[key]
@@ -242,7 +256,11 @@ def _fit_pos_embeds(model: nn.Module, found: OrderedDict, is_classifier: bool) -
         embed = found.get(f'pos_embed{stage}')
         if isinstance(embed, Tensor) and embed.dim() == 3:
             grids[stage] = grid
-    tokens = {stage: found[f'pos_embed{stage}'].shape[1] for stage in grids}
+    # The class token's comes first and belongs to no grid.
+    extra = dict.fromkeys(grids, 0)
+    if model.num_extra_tokens and 'cls_token' in found and model.num_stages in grids:
+        extra[model.num_stages] = 1
+    tokens = {stage: found[f'pos_embed{stage}'].shape[1] - extra[stage] for stage in grids}
     squares = _square_grids(tokens)
     recorded = {s: tuple(g) for s, g in recorded_grids(found).items() if s in grids}
     if not grids:
@@ -268,8 +286,9 @@ def _fit_pos_embeds(model: nn.Module, found: OrderedDict, is_classifier: bool) -
         )
     resized = [stage for stage in source if source[stage] != grids[stage]]
     for stage in resized:
-        embed = found[f'pos_embed{stage}']
-        found[f'pos_embed{stage}'] = model.resize_pos_embed(embed, source[stage], grids[stage])
+        token, embed = found[f'pos_embed{stage}'].tensor_split([extra[stage]], dim=1)
+        embed = model.resize_pos_embed(embed, source[stage], grids[stage])
+        found[f'pos_embed{stage}'] = torch.cat([token, embed], dim=1)
     if not resized:
         return []
     old, new = ('{}x{}'.format(*g[resized[0]]) for g in (source, grids))
@@ -411,6 +430,11 @@ def _mismatch(
             f'The weights are those of {describe(numbers)}, the model is {describe(target)}; '
             f'{fitting} of its {len(expected)} tensors fit: use the weight file of that arch, or '
             f'change the arch.'
+        )
+    if 'cls_token' in expected and 'cls_token' not in found:
+        return (
+            f"The weights of {describe(target)} have no class token, which out_type='cls_token' "
+            f"needs: use the file of a classifier, or out_type='avg_featmap'."
         )
     wrong = [k for k, shape in expected.items() if found.get(k) != shape]
     wrong += [k for k in found if k not in expected]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 Names = Mapping[str, str | tuple[str, ...]]
 
-LIBRARIES = ('pvt_mm', 'mmdet', 'timm', 'hf')
+LIBRARIES = ('pvt_mm', 'mmpretrain', 'mmdet', 'timm', 'hf')
 # The tensors of a backbone in our names.
 BACKBONE = re.compile(
     r'(patch_embed\d+\.(proj|norm)|pos_embed\d+|norm\d+|block\d+\.\d+\.'
@@ -27,7 +27,9 @@ BACKBONE = re.compile(
 # The other tensors of an ImageNet classifier in our names. (v2's norm1..norm4 belong to the
 # backbone; v1's `norm` is the classifier's.)
 CLASSIFIER = re.compile(r'(cls_token$|norm\.|head\.)')
-HF_CLASSIFIER = re.compile(r'(.*\.)?classifier\.(?=weight$|bias$)')
+# The head of a classifier beside its backbone: Hugging Face's, mmpretrain's LinearClsHead and its
+# VisionTransformerClsHead.
+HEAD = re.compile(r'((.*\.)?classifier|(module\.)?head\.(fc|layers\.head))\.(?=weight$|bias$)')
 
 # Keys under which trainers store weights. EMA weights are used only if there are no others.
 _WRAPPERS = ('state_dict', 'model', 'module', 'state_dict_ema', 'model_ema', 'ema_state_dict')
@@ -228,9 +230,7 @@ def find_backbone(content: Mapping) -> tuple[str, str, OrderedDict]:
         )
     source, prefix = sources[0]
     under = select(content, prefix)
-    if source.startswith('hf'):  # the classifier is beside the model, not in it
-        heads = {k: HF_CLASSIFIER.sub('head.', k) for k in content if HF_CLASSIFIER.match(k)}
-        under |= {head: content[k] for k, head in heads.items()}
+    under |= {HEAD.sub('head.', k): v for k, v in content.items() if HEAD.match(k)}
     tensors = {k: v for k, v in under.items() if isinstance(v, Tensor)}
     others = {k: v for k, v in under.items() if k not in tensors}  # reported as a mismatch
     found = OrderedDict(to_pvt_mm(tensors, source) | others)
@@ -317,6 +317,34 @@ def count_by_part(keys: Iterable[str]) -> str:
     return ', '.join(f'{head} x {n}' if n > 1 else head for head, n in counts.items())
 
 
+def as_classifier(content: Mapping) -> Mapping:
+    """The classifier in the content of a file with the parts of mmpretrain's ImageClassifier.
+
+    Args:
+        content: As for :func:`find_backbone`.
+
+    Returns:
+        The backbone, still with the names of its source, under ``backbone.``, and the head as
+        ``head.fc.``. All is left as it is if the parts are there already, or if it is not clear
+        which of several backbones is meant.
+    """
+    content = unwrap(content)
+    prefixes = {prefix for _, prefix in find_sources(content)}
+    if '' not in prefixes and len(prefixes) != 1:
+        return content
+    prefix = '' if '' in prefixes else prefixes.pop()
+    if prefix.endswith('backbone.'):
+        return content
+    parts = OrderedDict()
+    for key, value in content.items():
+        own = HEAD.sub('head.', key) if HEAD.match(key) else key.removeprefix(prefix)
+        if own.startswith('head.'):
+            parts[f'head.fc.{own.removeprefix("head.")}'] = value
+        elif key.startswith(prefix):
+            parts[f'backbone.{own}'] = value
+    return parts
+
+
 def to_pvt_mm(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Tensors with the names of ``source``, a key of FORMATS, in our names."""
     if source == 'pvt_mm':
@@ -332,7 +360,8 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
         library: One of LIBRARIES.
 
     Returns:
-        For ``mmdet`` a backbone, since it has no classifiers. For ``hf`` a model, or with a
+        For ``mmdet`` a backbone, since it has no classifiers. For ``mmpretrain`` an ImageClassifier
+        with our backbone and a LinearClsHead. For ``hf`` a model, or with a
         classifier the model for classification. Its v1 has a class token; if ``state_dict`` has
         none, it is filled with zeros.
 
@@ -346,7 +375,8 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
         raise ValueError(
             'mmdet has no PVTv2 with linear attention (b2_li), expected one of pvt_mm, timm, hf.'
         )
-    target = library if library == 'pvt_mm' else library + ('_v2' if is_v2 else '')
+    is_ours = library in ('pvt_mm', 'mmpretrain')  # whose classifiers have our backbones
+    target = 'pvt_mm' if is_ours else library + ('_v2' if is_v2 else '')
     if target not in FORMATS:
         raise ValueError(
             f'{library} has no {"PVTv2" if is_v2 else "PVT v1"}, expected one of '
@@ -355,6 +385,8 @@ def from_pvt_mm(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Ten
     tensors = dict(state_dict)
     if library == 'pvt_mm':
         return tensors
+    if library == 'mmpretrain':
+        return dict(as_classifier(tensors))
     unknown = [k for k in tensors if not BACKBONE.fullmatch(k) and not CLASSIFIER.match(k)]
     if unknown:
         raise ValueError(

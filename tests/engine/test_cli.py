@@ -247,7 +247,7 @@ WRAPPED = {
 @pytest.mark.parametrize('wrapper', WRAPPED)
 def test_a_checkpoint_of_a_wrapped_model(wrapper, top, tmp_path):
     """For a test, and for init_cfg; the position embeddings keep the record of their grids."""
-    cfg = Config.fromfile(ROOT / 'configs/demo/retinanet.py')
+    cfg = Config.fromfile(ROOT / 'configs/shapes/retinanet.py')
     small = dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 1, 2, 2))
     small['pretrain_img_size'] = (64, 256)
     cfg.model.backbone.update(small)

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from benchmarks.speed.peers import builtin
+from benchmarks.speed.peers import builtin, import_transformers
 from pvt_mm import PVT, PVTv2
 from pvt_mm.weights.names import (
     LIBRARIES,
@@ -30,8 +30,10 @@ PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
 
 
 def hugging_face(model: nn.Module, with_classifier: bool = False) -> nn.Module:
-    transformers = pytest.importorskip('transformers', reason='transformers needs torch 2.6')
-
+    try:
+        transformers = import_transformers()
+    except ModuleNotFoundError:
+        pytest.skip('transformers is not installed; it needs torch 2.6')
     arch, is_v1 = model.arch, isinstance(model, PVT)
     kind = 'Pvt' if is_v1 else 'PvtV2'
     numbers = dict(
@@ -75,7 +77,8 @@ def test_round_trips_are_exact(cls, arch):
     model = randomise(cls(arch))
     for library, written in write_all(model):
         [(source, prefix)] = find_sources(written)
-        assert prefix == '' and source.split('_v2')[0] == library
+        theirs = ('backbone.', 'pvt_mm') if library == 'mmpretrain' else ('', library)
+        assert (prefix, source.split('_v2')[0]) == theirs
         twin = cls(arch)
         # sorted by name, as safetensors files are
         twin.load_state_dict(dict(sorted(written.items())), strict=True)
@@ -173,7 +176,7 @@ def test_timm(arch, names):
 @pytest.mark.parametrize(
     ('cls', 'arch', 'library', 'message'),
     [
-        (PVT, 'tiny', 'timm', 'timm has no PVT v1, expected one of pvt_mm, mmdet'),
+        (PVT, 'tiny', 'timm', 'timm has no PVT v1, expected one of pvt_mm, mmpretrain, mmdet'),
         (PVTv2, 'b2_li', 'mmdet', r'mmdet has no PVTv2 with linear attention \(b2_li\), expected'),
         (PVTv2, dict(SMALL, linear=True), 'mmdet', 'mmdet has no PVTv2 with linear attention'),
     ],
@@ -205,7 +208,7 @@ def test_no_token_is_lost(library, size, is_recorded):
     state = model.state_dict() if is_recorded else dict(model.state_dict())
     written = from_pvt_mm(state, library)
     source, _, again = find_backbone(written)
-    assert source == library
+    assert source == ('pvt_mm' if library == 'mmpretrain' else library)
     for stage in range(1, 5):
         found, expected = again[f'pos_embed{stage}'], state[f'pos_embed{stage}']
         if library == 'hf' and stage == 4:  # whose class token a backbone does not have
