@@ -1,6 +1,8 @@
 """``python -m pvt_mm.doctor`` reports what is wrong with an installation."""
 
+import contextlib
 import importlib
+import io
 import platform
 import sys
 import warnings
@@ -15,22 +17,36 @@ from .environment import (
 )
 
 
+# What of a package its users import, where that is more than the package itself.
+_PARTS = {'mmcv': ['mmcv.ops'], 'mmdet': ['mmdet.apis', 'mmdet.models', 'mmdet.datasets']}
+_PARTS['mmseg'] = ['mmseg.apis', 'mmseg.models', 'mmseg.datasets']
+
+
+def _try(module: str, title: str) -> list[str]:
+    """The problem if a module cannot be imported."""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            for part in _PARTS.get(module, [module]):
+                importlib.import_module(part)
+    except Exception as error:  # any error is reported
+        told = f'{title} cannot be imported, {type(error).__name__}: {error}'
+        return [explain(module, error) or told]
+    return []
+
+
 def main() -> None:
     print(f'Python {platform.python_version()}, {platform.platform()}')
     for name in ('torch', 'numpy'):
         print(f'{name} {installed_version(name) or "is not installed"}')
     problems = list(find_problems())
+    for module in ('cv2', 'torchvision'):  # the hosts import them, torchvision if it is there
+        if find_spec(module):
+            problems += _try(module, module)
     for module in DISTRIBUTIONS:
         print(distribution_of(module) if find_spec(module) else f'{module} is not installed')
-        if problems or not find_spec(module):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                importlib.import_module('mmcv.ops' if module == 'mmcv' else module)
-        except Exception as error:  # any error is reported
-            told = f'{distribution_of(module)} cannot be imported, {type(error).__name__}: {error}'
-            problems.append(explain(module, error) or told)
+        if find_spec(module) and not problems:
+            problems += _try(module, distribution_of(module))
     for problem in problems:
         print(f'Problem: {problem}')
     if not problems:
