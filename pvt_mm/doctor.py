@@ -16,7 +16,6 @@ from .environment import (
     installed_version,
 )
 
-
 # What of a package its users import, where that is more than the package itself.
 _PARTS = {'mmcv': ['mmcv.ops'], 'mmdet': ['mmdet.apis', 'mmdet.models', 'mmdet.datasets']}
 _PARTS['mmseg'] = ['mmseg.apis', 'mmseg.models', 'mmseg.datasets']
