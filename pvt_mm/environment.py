@@ -5,6 +5,7 @@ mmsegmentation) and its maintained forks (onedl-...). pip knows of no conflict b
 builds mmcv without its operators and without a word. The errors then appear far from their cause.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,16 @@ DISTRIBUTIONS = {
     **{module: host.distributions for module, host in HOSTS.items()},
 }
 MMCV = {'mmcv': '2.1.0', 'onedl-mmcv': '2.3.6'}  # the tested versions
+# Libraries that OpenCV loads, and their packages in Debian and Ubuntu.
+_LIBRARIES = {
+    'libGL.': 'libgl1',
+    'libgthread': 'libglib2.0-0',
+    'libglib': 'libglib2.0-0',
+    'libSM': 'libsm6',
+    'libXext': 'libxext6',
+    'libXrender': 'libxrender1',
+    'libgomp': 'libgomp1',
+}
 LITE = 'mmcv-lite'  # provides the module mmcv without operators
 PIP = 'python -m pip install'
 
@@ -184,6 +195,23 @@ def _overwritten(modules: list[str]) -> str:
 
 def explain(module: str, error: Exception) -> str | None:
     """Why a host cannot be imported and how to repair it; None if only the traceback can tell."""
+    if 'operator torchvision::' in str(error):
+        return (
+            f'torchvision {installed_version("torchvision")} was built for another torch than '
+            f'{installed_version("torch")} ({error}): {PIP} -U torchvision, from the index that '
+            f'torch came from, or {PIP.removesuffix(" install")} uninstall -y torchvision; the '
+            f'hosts do without it'
+        )
+    if isinstance(error, ImportError) and (
+        match := re.search(r'(lib[\w.+-]+\.so[.\d]*): can', str(error))
+    ):
+        package = next((p for library, p in _LIBRARIES.items() if library in match[1]), None)
+        repair = f'apt-get install {package}' if package else 'install the package that has it'
+        if match[1].startswith('libGL'):
+            repair += (
+                f', or {PIP} --force-reinstall opencv-python-headless in the place of opencv-python'
+            )
+        return f'the library {match[1]} of the system is missing, which {module} needs: {repair}'
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         name = DISTRIBUTIONS[module][is_fork()]
         return f'{module} is not installed: {PIP} {name}'

@@ -19,6 +19,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from .data.recipe import check_pretrained
 from .engine.cli import UsageError, ignore_warnings, import_host
 from .environment import HOSTS
 from .pvt import PVT, Attention, PVTv2
@@ -77,6 +78,8 @@ def build(
         raise UsageError(f'{model} is neither a config nor one of {", ".join(known)}.')
     ignore_warnings()
     cfg = Config.fromfile(model)
+    if wrong := list(check_pretrained(cfg)):
+        raise UsageError('\n'.join(map(str, wrong)))
     scope = cfg.get('default_scope', 'mmengine')
     if scope != 'mmengine':
         import_host(scope)

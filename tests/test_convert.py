@@ -149,3 +149,25 @@ def test_no_pvt(tmp_path):
     result = convert(tmp_path / 'in.safetensors', tmp_path / 'out.pth', '--to', 'timm')
     assert 'no PVT: its first keys are conv1.weight' in result.stdout
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_one_of_several_backbones(tmp_path):
+    """As in SoftTeacher and in distillation."""
+    student, teacher = (randomise(PVT('tiny')).state_dict() for _ in range(2))
+    teacher = {key: value + 1 for key, value in teacher.items()}
+    state = {f'student.backbone.{key}': value for key, value in student.items()}
+    state |= {f'teacher.backbone.{key}': value for key, value in teacher.items()}
+    torch.save(dict(state_dict=state, meta={}), tmp_path / 'in.pth')
+    arguments = [tmp_path / 'in.pth', tmp_path / 'out.pth', '--to', 'pvt_mm', '--backbone']
+    refused = convert(*arguments)
+    assert refused.returncode == 1
+    assert (
+        "several PVT backbones, under 'student.backbone.', 'teacher.backbone.': " in refused.stdout
+    )
+    assert '--prefix of tools/convert.py' in refused.stdout
+    wrong = convert(*arguments, '--prefix', 'tutor')
+    assert "There is no PVT under 'tutor.', but 'student.backbone.'" in wrong.stdout
+    assert convert(*arguments, '--prefix', 'teacher.backbone').returncode == 0
+    written = torch.load(tmp_path / 'out.pth', weights_only=True)
+    assert written.keys() == teacher.keys()
+    assert all(torch.equal(written[key], teacher[key]) for key in teacher)

@@ -1,6 +1,7 @@
 """Installations that cannot work, imitated by a folder first on the path: one sentence for each."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -255,3 +256,64 @@ def test_only_other_programs_get_a_warning(program, checks, monkeypatch):
     """The demonstration runs tools/train.py."""
     monkeypatch.setattr(sys, 'argv', [str(program)])
     assert environment.checks_itself() == checks
+
+
+@pytest.mark.parametrize(
+    ('module', 'error', 'problem', 'repair'),
+    [
+        (
+            'torchvision',
+            'RuntimeError("operator torchvision::nms does not exist")',
+            'torchvision None was built for another torch than ',
+            'python -m pip install -U torchvision, from the index that torch came from',
+        ),
+        (
+            'cv2',
+            'ImportError("libGL.so.1: cannot open shared object file: No such file")',
+            'the library libGL.so.1 of the system is missing, which cv2 needs: ',
+            'apt-get install libgl1, or python -m pip install --force-reinstall opencv-python-head',
+        ),
+        (
+            'cv2',
+            'ImportError("libgthread-2.0.so.0: cannot open shared object file: No such file")',
+            'the library libgthread-2.0.so.0 of the system is missing',
+            'apt-get install libglib2.0-0',
+        ),
+        (
+            'cv2',
+            'ImportError("libfoo.so.7: cannot open shared object file: No such file")',
+            'the library libfoo.so.7 of the system is missing',
+            'install the package that has it',
+        ),
+        (
+            'cv2',
+            'AttributeError("module has no attribute gapi")',
+            'cv2 cannot be imported, AttributeError: module has no attribute gapi',
+            '',
+        ),
+    ],
+    ids=['torchvision', 'libGL', 'libgthread', 'another', 'anything'],
+)
+def test_what_the_hosts_import(module, error, problem, repair, fake, capsys):
+    fake.package(module, f'raise {error}')
+    with pytest.raises(SystemExit) as end:
+        doctor.main()
+    assert end.value.code == 1
+    (told,) = re.findall('Problem: (.*)', capsys.readouterr().out)
+    assert told.startswith(problem) and repair in told
+
+
+@pytest.mark.parametrize('module', ['mmdet', 'mmseg'])
+def test_a_part_of_a_host_that_fails(module, monkeypatch, capsys):
+    """`import mmdet` succeeds where its models do not."""
+    real = doctor.importlib.import_module
+
+    def fail(name):
+        if name == f'{module}.models':
+            raise RuntimeError('operator torchvision::nms does not exist')
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib, 'import_module', fail)
+    with pytest.raises(SystemExit):
+        doctor.main()
+    assert 'was built for another torch' in capsys.readouterr().out

@@ -17,8 +17,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from pvt_mm import PVT
+from pvt_mm.engine import UsageError
 from pvt_mm.engine.checkpoints import tensors
 
 from .conftest import ROOT, classifier_file, import_tool
@@ -261,6 +263,29 @@ model = dict(
     backbones = cfg.model.detector.backbone, cfg.model.heads[0].backbone
     assert [backbone.init_cfg is not None for backbone in backbones] == [kept, kept]
     assert cfg.model.other.init_cfg.checkpoint == 'weights.pth'
+
+
+def test_a_pure_python_config(train_tool, tmp_path, monkeypatch):
+    """No download of what --resume replaces, and the check for a GPU."""
+    path = tmp_path / 'pure.py'
+    base = Config.fromfile(ROOT / 'configs/demo/retinanet.py').to_dict()
+    base['model']['backbone']['type'] = base['optim_wrapper']['type'] = None
+    lines = [
+        'from mmengine.optim import AmpOptimWrapper',
+        'from pvt_mm import PVT',
+        *(f'{key} = {value!r}' for key, value in base.items() if key != 'custom_imports'),
+        "weights = dict(type='Pretrained', checkpoint='x')",
+        "model['backbone'].update(dict(type=PVT, init_cfg=weights))",
+        "optim_wrapper['type'] = AmpOptimWrapper",
+    ]
+    path.write_text('\n'.join(lines))
+    with pytest.raises(UsageError, match='Mixed precision needs a GPU'):
+        train_tool(config=str(path))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for arguments, kept in (([], True), (['--resume', 'epoch_1.pth'], False)):
+        _, cfg = train_tool(*arguments, config=str(path))
+        assert (cfg.model.backbone.init_cfg is not None) == kept
+        assert cfg.model.backbone.type is PVT
 
 
 @pytest.mark.parametrize(

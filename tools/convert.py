@@ -43,14 +43,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('input', help='a file, a URL, or a name like pvt_small')
     parser.add_argument('output', type=Path, help='a new file, .pth or .safetensors')
     parser.add_argument('--to', choices=LIBRARIES, required=True)
+    parser.add_argument(
+        '--prefix', default='', help='of the backbone, if there are several: teacher.backbone'
+    )
     parser.add_argument('--backbone', action='store_true', help='write only the backbone')
     add_trust_argument(parser)
     return parser.parse_args()
 
 
-def convert(content: dict, library: str, backbone_only: bool) -> tuple[dict[str, Tensor], str]:
+def convert(
+    content: dict, library: str, backbone_only: bool, prefix: str = ''
+) -> tuple[dict[str, Tensor], str]:
     """The tensors to write, with the recorded grids of position embeddings, and a description."""
-    source, prefix, tensors = find_backbone(content)
+    source, prefix, tensors = find_backbone(content, prefix)
     if not source:
         raise ValueError(f'no PVT: its first keys are {", ".join(list(unwrap(content))[:4])}')
     is_classifier = 'head.weight' in tensors
@@ -83,7 +88,7 @@ def main() -> None:
         sys.exit(f'{args.output} exists: name a new file, or remove it.')
     try:
         content = read_checkpoint(find_checkpoint(args.input), trust=args.trust_checkpoint)
-        tensors, title = convert(content, args.to, args.backbone)
+        tensors, title = convert(content, args.to, args.backbone, args.prefix)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         sys.exit(f'{args.input}: {error}')
     args.output.parent.mkdir(parents=True, exist_ok=True)

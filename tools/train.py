@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.registry import RUNNERS
 
+from pvt_mm.data.classes import name_of
 from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
 from pvt_mm.engine.resume import find_candidates, find_newest
 
@@ -49,9 +50,7 @@ def parse_args() -> argparse.Namespace:
 def find_backbones(model: Any) -> Iterator[dict]:
     """The configs of all PVTs in the config of a model."""
     if isinstance(model, dict):
-        kind = model.get('type', '')
-        name = kind if isinstance(kind, str) else kind.__name__  # a class in a pure Python config
-        if name.rpartition('.')[2] in ('PVT', 'PVTv2'):
+        if name_of(model.get('type')) in ('PVT', 'PVTv2'):
             yield model
         model = list(model.values())
     if isinstance(model, (list, tuple)):
@@ -81,7 +80,7 @@ def main() -> None:
                 f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.'
             )
         cfg.auto_scale_lr.enable = True
-    is_mixed = cfg.optim_wrapper.get('type') == 'AmpOptimWrapper'
+    is_mixed = name_of(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper'
     if is_mixed and not torch.cuda.is_available():
         raise UsageError(
             'Mixed precision needs a GPU and there is none: leave --amp out or, if the config '

@@ -19,6 +19,11 @@ def find(registry: Registry, kind: Any, scope: str | None) -> type | None:
     return kind if isinstance(kind, type) else None
 
 
+def name_of(kind: Any) -> str:
+    """The name of a ``type``, a string or a class of a pure Python config, without its module."""
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def named(config: Any, key: str) -> Iterator[tuple[str, Mapping]]:
     """Every dict with a ``type`` inside a part of a config, with its key."""
     if isinstance(config, Mapping):

@@ -89,7 +89,7 @@ def _paths(dataset: dict) -> Iterator[str]:
 def _missing_data(dataset: dict, key: str, path: str) -> str:
     root, host = dataset.get('data_root') or '.', _HOSTS.get(dataset.get('type'))
     expected = f' Expected in it: {host.layout}.' if host else ''
-    move = f'set {host.data_root}, or ' if host else ''
+    move = f'set {host.data_root} if the config reads it, or ' if host else ''
     return (
         f'{path} does not exist; the data root is {root} (from {os.getcwd()}).{expected} To use '
         f'another root, {move}pass --cfg-options {key}.data_root=PATH.'

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..pvt import PVT, PVTv2
-from .classes import find, named
+from .classes import find, name_of, named
 from .report import Problem
 
 _STRIDE = 32  # of the last stage of a PVT
@@ -73,9 +73,23 @@ def _check_channels(cfg: Config, backbones: Mapping[str, Mapping]) -> Iterator[P
         yield Problem('error', 'channels', text, cure, where=f'{owner}.{part}.in_channels')
 
 
+def check_pretrained(cfg: Config) -> Iterator[Problem]:
+    """A base that sets ``pretrained``, which its model passes to the backbone."""
+    for key, part in named(cfg.get('model'), 'model'):
+        backbone = part.get('backbone')
+        if not part.get('pretrained') or not isinstance(backbone, Mapping):
+            continue
+        if name_of(backbone.get('type')) in ('PVT', 'PVTv2'):
+            text = f'{part["pretrained"]!r} would be passed to {name_of(backbone["type"])}, which '
+            text += 'has no such argument'
+            cure = f"set {key}.pretrained=None, and {key}.backbone.init_cfg=dict(type='Pretrained',"
+            cure += ' checkpoint=...) with the weights of this PVT'
+            yield Problem('error', 'config', text, cure, where=f'{key}.pretrained')
+
+
 def _check_optimizer(cfg: Config, has_pvt: bool) -> Iterator[Problem]:
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    if has_pvt and optimizer.get('type') == 'SGD':
+    if has_pvt and name_of(optimizer.get('type')) == 'SGD':
         text = f'SGD with lr={optimizer.get("lr")} trains a PVT to less than a ResNet'
         cure = "use the recipes' dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)"
         yield Problem('warning', 'optimizer', text, cure, where='optim_wrapper.optimizer')
@@ -99,9 +113,9 @@ def _check_schedule(cfg: Config, iterations: int | None) -> Iterator[Problem]:
     for i, scheduler in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
         by_epoch = scheduler.get('by_epoch', True)
         end, unit = (epochs, 'epoch') if by_epoch else (total, 'iteration')
-        if not end or not isinstance(scheduler.get('type'), str):
+        if not end or 'type' not in scheduler:
             continue
-        where, kind = f'param_scheduler.{i}', scheduler['type']
+        where, kind = f'param_scheduler.{i}', name_of(scheduler['type'])
         late = [m for m in scheduler.get('milestones') or [] if m >= end]
         if late:
             text = f'{kind} lowers the learning rate in {unit} {late[0]}, training ends with {end}'
@@ -135,7 +149,7 @@ def _check_norms(cfg: Config) -> Iterator[Problem]:
 
 def _check_test_pipeline(cfg: Config, split: str) -> Iterator[Problem]:
     dataset = cfg[f'{split}_dataloader'].get('dataset') or {}
-    steps = {str(s['type']): s for _, s in named(dataset.get('pipeline'), 'pipeline')}
+    steps = {name_of(s['type']): s for _, s in named(dataset.get('pipeline'), 'pipeline')}
     where = f'{split}_dataloader.dataset.pipeline'
     resize = steps.get('Resize', {})
     scale = resize.get('scale') or ()

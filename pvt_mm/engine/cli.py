@@ -26,9 +26,11 @@ from torch import nn
 
 from ..data import coco
 from ..data.check import check
+from ..data.classes import name_of
 from ..data.keys import check_keys
 from ..data.loading import DataError
 from ..data.paths import check_data
+from ..data.recipe import check_pretrained
 from ..data.report import Problem, describe_counts, ordered, print_table
 from ..data.structure import check_structure
 from ..environment import HOSTS, explain, find_problems, leave_out_multimodal
@@ -157,7 +159,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     cfg = read_config(args.config, args.cfg_options, splits)
     cfg.launcher = args.launcher
     hooks = cfg.get('custom_hooks') or []
-    if args.compile and not any(hook['type'] == 'CompileBackboneHook' for hook in hooks):
+    if args.compile and 'CompileBackboneHook' not in {name_of(hook['type']) for hook in hooks}:
         cfg.custom_hooks = [*hooks, dict(type='CompileBackboneHook')]
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
@@ -192,7 +194,7 @@ def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> 
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise UsageError(f'--cfg-options: {path} has no such key: {error}.') from error
-    if wrong := list(check_structure(cfg, splits)):
+    if wrong := [*check_structure(cfg, splits), *check_pretrained(cfg)]:
         raise UsageError('\n'.join(map(str, wrong)))
     try:
         check_data(cfg, splits)
@@ -292,7 +294,10 @@ def _read_config(path: str | Path) -> Config:
         raise UsageError(f'{path} is no file (from {os.getcwd()}), expected a config.')
     ignore_warnings()
     cfg = Config.fromfile(path)
-    if 'default_scope' not in cfg:
+    if not cfg.get('default_scope'):  # of a pure Python config the classes tell
+        module = getattr((cfg.get('model') or {}).get('type'), '__module__', '')
+        cfg.default_scope = module.partition('.')[0]
+    if not cfg.default_scope:
         expected = ' or '.join(map(repr, HOSTS))
         raise UsageError(f'{path} has no default_scope, expected {expected}.')
     return cfg

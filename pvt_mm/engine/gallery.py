@@ -62,8 +62,10 @@ def compare(sample: BaseDataElement, threshold: float) -> Example:
     """The truth and the prediction of an image, without boxes whose score is below the threshold.
 
     Raises:
-        UsageError: the test images have no annotations.
+        UsageError: the test images have no annotations, or classes alone.
     """
+    if 'gt_label' in sample:
+        raise UsageError('A gallery shows boxes, masks or label maps; this model gives classes.')
     if not ('gt_sem_seg' in sample or 'gt_instances' in sample):
         raise UsageError(
             f'A gallery compares predictions with the truth, and the test pipeline loads none for '

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from ..data.classes import name_of
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from ..weights import find_checkpoint
 from .briefing import BriefingHook
@@ -139,7 +140,7 @@ class ToolRunner(Runner):
             if 'by_epoch' in loop and 'type' not in loop:
                 by_epoch = loop.pop('by_epoch')
                 loop['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
-            loop['type'] = _RESUMABLE.get(_name(loop['type']), loop['type'])
+            loop['type'] = _RESUMABLE.get(name_of(loop['type']), loop['type'])
         return super().build_train_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
@@ -148,14 +149,14 @@ class ToolRunner(Runner):
         if (
             torch.cuda.is_available()
             and isinstance(optimizer, dict)
-            and _name(optimizer.get('type', '')) in ('Adam', 'AdamW')
+            and name_of(optimizer.get('type', '')) in ('Adam', 'AdamW')
             and optimizer.keys().isdisjoint(('foreach', 'fused', 'capturable', 'differentiable'))
         ):
             optim_wrapper = dict(optim_wrapper, optimizer=dict(optimizer, fused=True))
         return super().build_optim_wrapper(optim_wrapper)
 
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
-        if isinstance(hook, dict) and _name(hook['type']) == 'CheckpointHook':
+        if isinstance(hook, dict) and name_of(hook['type']) == 'CheckpointHook':
             hook = dict(hook, type='DurableCheckpointHook')
         super().register_hook(hook, priority)
 
@@ -241,11 +242,6 @@ class ToolRunner(Runner):
         if callable(handler) and handler is not signal.default_int_handler:
             signal.raise_signal(number)  # the handler of a user
         raise SystemExit(128 + number)
-
-
-def _name(kind: str | type) -> str:
-    """The name of a class in a config, without its scope or module."""
-    return getattr(kind, '__name__', kind).rpartition('.')[2]
 
 
 def _initial_rate(wrapper: OptimWrapper) -> float:

@@ -4,7 +4,7 @@ import copy
 
 from mmengine.config import Config, ConfigDict
 
-from ..data.classes import named
+from ..data.classes import name_of, named
 from ..data.paths import leaf_datasets
 from .errors import UsageError
 
@@ -40,7 +40,7 @@ def augment_test(cfg: Config) -> None:
 
 def _with_flips(pipeline: list[dict]) -> list[dict]:
     """A test pipeline whose last steps, from the loading of labels on, see two images."""
-    names = [str(step['type']).rpartition('.')[2].rstrip("'>") for step in pipeline]
+    names = [name_of(step['type']) for step in pipeline]
     first = next((i for i, name in enumerate(names) if 'LoadAnnotations' in name), -1)
     *tail, packing = copy.deepcopy(pipeline[first:])
     if 'meta_keys' in packing or 'Det' in names[-1]:

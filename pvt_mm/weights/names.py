@@ -197,11 +197,12 @@ FORMATS['timm_v2_features'] = FORMATS['timm_v2']._replace(
 )
 
 
-def find_backbone(content: Mapping) -> tuple[str, str, OrderedDict]:
+def find_backbone(content: Mapping, prefix: str = '') -> tuple[str, str, OrderedDict]:
     """The PVT in the content of a file, as (source, prefix, tensors in our names).
 
     Args:
         content: Tensors by name, or a dict of them under one of the keys that trainers use.
+        prefix: Its prefix, if there are several.
 
     Returns:
         ``source`` is a key of FORMATS and ``prefix`` the part of the names before their own.
@@ -212,6 +213,13 @@ def find_backbone(content: Mapping) -> tuple[str, str, OrderedDict]:
     """
     content = unwrap(content)
     sources = find_sources(content)
+    if prefix:
+        wanted = prefix.rstrip('.') + '.'
+        found = [source for source in sources if source[1] == wanted]
+        if not found:
+            listed = ', '.join(repr(prefix) for _, prefix in sources) or 'nowhere'
+            raise RuntimeError(f'There is no PVT under {wanted!r}, but {listed}.')
+        sources = found
     if not sources:
         return '', '', select(content, '')
     at_top = [source for source in sources if not source[1]]
@@ -226,7 +234,7 @@ def find_backbone(content: Mapping) -> tuple[str, str, OrderedDict]:
         listed = ', '.join(repr(prefix) for _, prefix in sources)
         raise RuntimeError(
             f'The checkpoint holds several PVT backbones, under {listed}: choose one of these as '
-            f'prefix in init_cfg.'
+            f'prefix in init_cfg, or --prefix of tools/convert.py.'
         )
     source, prefix = sources[0]
     under = select(content, prefix)

@@ -51,7 +51,8 @@ def test_missing_data(coco_root, monkeypatch):
         'data/coco/annotations/instances_train2017.json does not exist; the data root is '
         f'data/coco/ (from {coco_root}). Expected in it: '
         'annotations/instances_{train,val}2017.json, {train,val}2017/. To use another root, set '
-        'COCO_ROOT, or pass --cfg-options train_dataloader.dataset.data_root=PATH.'
+        'COCO_ROOT if the config reads it, or pass --cfg-options '
+        'train_dataloader.dataset.data_root=PATH.'
     )
 
 

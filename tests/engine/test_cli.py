@@ -20,6 +20,9 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 
+from pvt_mm import flops
+from pvt_mm.data.keys import check_keys
+from pvt_mm.data.recipe import check_recipe
 from pvt_mm.engine import (
     UsageError,
     add_arguments,
@@ -134,6 +137,57 @@ def test_options_that_cannot_be_parsed(word, config, capsys):
     assert end.value.code == 2
     expected = f'argument --cfg-options: {word!r}, expected KEY=VALUE with matching brackets'
     assert expected in capsys.readouterr().err
+
+
+def test_a_base_that_sets_pretrained(config):
+    """As MMSegmentation's ResNet bases do."""
+    model = dict(
+        type='EncoderDecoder',
+        pretrained='open-mmlab://resnet50_v1c',
+        backbone=dict(type='PVT', arch='tiny'),
+    )
+    config.write_text(f'{config.read_text()}model = {model}\n')
+    message = (
+        r"^model\.pretrained: 'open-mmlab://resnet50_v1c' would be passed to PVT, .* set model"
+    )
+    with pytest.raises(UsageError, match=message):
+        load(str(config), splits=())
+    with pytest.raises(UsageError, match=message):
+        flops.build(config)
+    assert (
+        load(str(config), '--cfg-options', 'model.pretrained=None', splits=()).model.pretrained
+        is None
+    )
+    config.write_text(config.read_text().replace("'PVT'", "'ResNet'"))
+    assert load(str(config), splits=()).model.pretrained
+
+
+def test_a_pure_python_config(tmp_path):
+    """It has classes in the place of names, and in MMDetection no default_scope."""
+    path = tmp_path / 'pure.py'
+    path.write_text("""
+from mmengine.config import read_base
+with read_base():
+    from .base import *
+model.update(dict(backbone=dict(type=PVT, init_cfg=dict(type='Pretrained', checkpoint='x'))))
+""")
+    (tmp_path / 'base.py').write_text("""
+from mmdet.models import RetinaNet
+from mmengine.optim import AmpOptimWrapper
+from torch.optim import SGD
+from pvt_mm import PVT
+from pvt_mm.engine.hooks import CompileBackboneHook
+default_scope = None
+custom_hooks = [dict(type=CompileBackboneHook, mode='max-autotune')]
+optim_wrapper = dict(type=AmpOptimWrapper, optimizer=dict(type=SGD, lr=1.0))
+model = dict(type=RetinaNet)
+""")
+    cfg = load(str(path), '--compile', splits=())
+    assert cfg.default_scope == 'mmdet'
+    assert [hook['mode'] for hook in cfg.custom_hooks] == ['max-autotune']
+    assert list(check_keys(cfg)) == []
+    (problem,) = check_recipe(cfg, ['train'], None)
+    assert problem.kind == 'optimizer' and 'SGD with lr=1.0' in problem.text
 
 
 def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):

@@ -60,6 +60,12 @@ def test_without_truth():
         gallery.compare(sample, 0.5)
 
 
+def test_classes():
+    sample = BaseDataElement(metainfo=dict(img_path='photo.jpg'), gt_label=torch.tensor(1))
+    with pytest.raises(UsageError, match='this model gives classes'):
+        gallery.compare(sample, 0.5)
+
+
 def test_palette():
     """That of the data set, unless it is longer: mmdet keeps COCO's for other classes."""
     own = gallery.choose_colours(dict(classes=('a', 'b'), palette=[[255, 0, 51], [0, 0, 255]]))

@@ -16,6 +16,7 @@ from torch import nn
 
 from pvt_mm import PVTv2
 from pvt_mm.engine.hooks import (
+    CompileBackboneHook,
     CompleteCheckpointHook,
     DataWaitHook,
     Float32OperatorsHook,
@@ -186,3 +187,14 @@ def test_mmcvs_operators_get_float32_in_place_of_bfloat16(dtype):
     assert found.dtype == torch.float32
     assert torch.equal(found, loss(logits.to(dtype).float(), labels))
     assert model[2](logits.to(dtype)).dtype == dtype
+
+
+def test_every_backbone_is_compiled(monkeypatch):
+    """Also those of a teacher and a student, which are not at model.backbone."""
+    compiled = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **_: compiled.append(self))
+    parts = [nn.ModuleDict(dict(backbone=nn.Linear(1, 1), neck=nn.Linear(1, 1))) for _ in range(2)]
+    model = nn.ModuleDict(dict(student=parts[0], teacher=parts[1]))
+    runner = SimpleNamespace(model=model, logger=SimpleNamespace(info=lambda _: None))
+    CompileBackboneHook().before_run(runner)
+    assert compiled == [part['backbone'] for part in parts]
