@@ -17,6 +17,7 @@ from pvt_mm.engine import (
     load_config,
     run,
 )
+from pvt_mm.engine.outputs import keep_folders
 from pvt_mm.weights import find_checkpoint
 
 
@@ -88,6 +89,8 @@ def main() -> None:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    if args.show_dir or (args.out and is_segmentor):
+        keep_folders(runner)
     runner.test()
 
 
