@@ -304,3 +304,17 @@ def test_outputs_that_cannot_be_written(arguments, message, data, tool):
     (data / 'folder.pkl').mkdir()
     with pytest.raises(UsageError, match=message):
         tool(small('retinanet', data), dict(state_dict={}), *arguments)
+
+
+@pytest.mark.parametrize('arguments', [['--out', 'out'], ['--out', 'out', '--tta'], []], ids=str)
+def test_a_segmentor_predicts_images_without_label_maps(arguments, data, tool):
+    cfg = small('semfpn', data)
+    checkpoint = dict(state_dict=build(cfg).state_dict(), meta={})
+    if arguments:
+        tool(cfg, checkpoint, '--out', 'expected', *arguments[2:])
+    del cfg.test_dataloader.dataset.data_prefix['seg_map_path']
+    tool(cfg, checkpoint, *arguments)
+    assert Path('out').exists() == bool(arguments)
+    for path in Path('expected').glob('*.png'):
+        found, expected = (cv2.imread(f'{f}/{path.name}', -1) for f in ('out', 'expected'))
+        assert np.array_equal(found, expected)

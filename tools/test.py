@@ -17,7 +17,7 @@ from pvt_mm.engine import (
     load_config,
     run,
 )
-from pvt_mm.engine.outputs import keep_folders
+from pvt_mm.engine.outputs import keep_folders, leave_out_truth
 from pvt_mm.weights import find_checkpoint
 
 
@@ -82,6 +82,8 @@ def main() -> None:
             evaluator.update(output_dir=args.out, keep_results=True)
     if args.tta:
         augment_test(cfg)
+    if is_segmentor:
+        leave_out_truth(cfg)
 
     runner = ToolRunner.from_cfg(cfg)
     runner.add_hook(CompleteCheckpointHook())

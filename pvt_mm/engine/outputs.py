@@ -5,12 +5,40 @@ overwrite each other.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..data.classes import name_of
 from ..data.loading import leaves
+from ..data.paths import leaf_datasets
+
+
+def leave_out_truth(cfg: Config) -> None:
+    """Let a segmentor predict images without label maps, in place: their paths are not set.
+
+    Metrics that have an ``output_dir`` write; nothing is evaluated.
+    """
+    datasets = [d for _, d in leaf_datasets({'test': cfg.test_dataloader.dataset})]
+    if any((dataset.get('data_prefix') or {}).get('seg_map_path') for dataset in datasets):
+        return
+    for dataset in datasets:
+        dataset.pipeline = _without_annotations(dataset.pipeline)
+    evaluators = cfg.test_evaluator
+    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
+    cfg.test_evaluator = [dict(e, format_only=True) for e in evaluators if e.get('output_dir')]
+
+
+def _without_annotations(steps: Any) -> Any:
+    if isinstance(steps, (list, tuple)):
+        kept = map(_without_annotations, steps)
+        return [step for step in kept if step not in (None, [])]
+    if name_of(steps.get('type')) == 'LoadAnnotations':
+        return None
+    inner = steps.get('transforms')
+    return dict(steps, transforms=_without_annotations(inner)) if inner else steps
 
 
 def keep_folders(runner: Runner) -> None:
