@@ -8,7 +8,7 @@ import torch
 
 from pvt_mm import PVT, PVTv2
 
-from .conftest import SHALLOW, not_on_torch_2_1, randomise
+from .conftest import SHALLOW, SMALL, not_on_torch_2_1, randomise
 
 VARIANTS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
 
@@ -64,3 +64,12 @@ def test_traces_at_any_size_for_all_sizes(cls, kwargs, size):
         x = torch.randn(1, 3, *other)
         for found, expected in zip(traced(x), model(x), strict=True):
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trace_at_the_size_of_pretraining_runs_at_others():
+    """With three stages; 112 x 448 has as many tokens as 224 x 224."""
+    model = randomise(PVT(SMALL)).eval()
+    traced = torch.jit.trace(model, torch.randn(1, 3, 224, 224), check_trace=False)
+    x = torch.randn(2, 3, 112, 448)
+    for found, expected in zip(traced(x), model(x), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

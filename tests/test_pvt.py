@@ -8,6 +8,8 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -533,3 +535,52 @@ def test_unknown_arguments_raise(cls, name):
 def test_mistakes_of_input(cls, kwargs, shape, message):
     with torch.device('meta'), pytest.raises(ValueError, match=message):
         cls(**kwargs)(torch.empty(shape))
+
+
+# --- what is done with a model --------------------------------------------------------------------
+
+
+KINDS = [(PVT, {}), (PVTv2, {}), (PVTv2, dict(linear=True))]
+
+
+@pytest.mark.parametrize(('cls', 'kwargs'), KINDS, ids=str)
+def test_backward_hooks_on_every_layer(cls, kwargs):
+    """Each is called, and the gradients stay what they are."""
+    model = randomise(cls(SMALL, drop_path_rate=0.0, **kwargs))
+    x = torch.randn(2, 3, 64, 96)
+    called, gradients = set(), []
+    for hooked in (False, True):
+        if hooked:
+            for name, module in model.named_modules():
+                module.register_full_backward_hook(lambda *_, name=name: called.add(name))
+        image = x.clone().requires_grad_()
+        model.zero_grad()
+        sum(y.square().mean() for y in model(image)).backward()
+        gradients.append([image.grad, *(p.grad.clone() for p in model.parameters())])
+    lists = {n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    assert called == {name for name, _ in model.named_modules()} - lists
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(('cls', 'kwargs'), KINDS, ids=str)
+def test_dynamic_quantisation_threads_and_pickles(cls, kwargs):
+    model = randomise(cls(SMALL, **kwargs)).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch's own: it moves to torchao
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    assert not any(type(m) is nn.Linear for m in quantised.modules())
+
+    def run(model):
+        with torch.no_grad():
+            return model(x)
+
+    for found, e in zip(run(quantised), expected, strict=True):
+        assert 0 < (found - e).norm() < 0.1 * e.norm()
+    with ThreadPoolExecutor(4) as pool:
+        for outputs in pool.map(run, [model] * 4):
+            assert all(map(torch.equal, outputs, expected))
+    assert all(map(torch.equal, run(pickle.loads(pickle.dumps(model))), expected))

@@ -1,5 +1,6 @@
 """tools/test.py in this process: what it accepts, and that its results are those of the model."""
 
+import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -7,14 +8,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmseg.visualization import SegLocalVisualizer
 from torch import nn
 
 from pvt_mm.engine import UsageError, augment_test
@@ -89,7 +93,8 @@ def tool(data, monkeypatch) -> Callable:
         monkeypatch.setattr('sys.argv', ['test.py', *map(str, words)])
         test.main()
         logging.getLogger('mmengine').setLevel(logging.WARNING)
-        MMLogger._instance_dict.clear()
+        for manager in (MMLogger, SegLocalVisualizer, DetLocalVisualizer):  # each test its own
+            manager._instance_dict.clear()
 
     return start
 
@@ -190,3 +195,126 @@ def test_tta_of_masks(data):
     cfg = Config.fromfile(ROOT / 'configs/shapes/maskrcnn.py')
     with pytest.raises(UsageError, match=r'merges boxes only, and model\.roi_head\.mask_head'):
         augment_test(cfg)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_images_of_one_name_in_two_folders(data, tool):
+    """Each has its own label map and its own pictures."""
+    for kind in ('images', 'maps'):
+        files = sorted((data / kind).iterdir())
+        for folder, file in zip(('a [1]', 'b/ü'), files, strict=True):
+            (data / kind / folder).mkdir(parents=True)
+            file.rename(data / kind / folder / f'same{file.suffix}')
+    cfg = small('semfpn', data)
+    tool(
+        cfg,
+        dict(state_dict=build(cfg).state_dict(), meta={}),
+        '--out',
+        'out',
+        '--show-dir',
+        'shown',
+    )
+    written = sorted(str(p.relative_to('out')) for p in Path('out').rglob('*.png'))
+    assert written == ['a [1]/same.png', 'b/ü/same.png']
+    one, two = (cv2.imdecode(np.fromfile(f'out/{name}', np.uint8), -1) for name in written)
+    assert (one != two).any()
+    assert len(list(Path('shown').rglob('*same*'))) == 2
+
+    path = data / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    for image, folder in zip(content['images'], ('a', 'b'), strict=True):
+        (data / 'val2017' / folder).mkdir()
+        (data / 'val2017' / image['file_name']).rename(data / 'val2017' / folder / 'same.jpg')
+        image['file_name'] = f'{folder}/same.jpg'
+    path.write_text(json.dumps(content))
+    cfg = small('retinanet', data)
+    tool(cfg, dict(state_dict=build(cfg).state_dict(), meta={}), '--show-dir', 'pictures')
+    drawn = sorted(str(p.relative_to('pictures')) for p in Path('pictures').rglob('*.jpg'))
+    assert drawn == ['a/same.jpg', 'b/same.jpg']
+
+
+def test_odd_images(data, tool):
+    """As many results as files, each that of its pixels."""
+    pixels = cv2.imread(str(data / 'val2017/001.jpg'))
+    image = PIL.Image.fromarray(pixels[..., ::-1].copy())
+    folder, again = data / 'val2017', dict(save_all=True, append_images=[image.rotate(180)])
+    same = {
+        'plain.png': lambda p: image.save(p),
+        'rgba.png': lambda p: image.convert('RGBA').save(p),
+        'a.webp': lambda p: image.save(p, lossless=True),
+        'a.bmp': lambda p: image.save(p),
+        'a.tiff': lambda p: image.save(p),
+        'pages.tiff': lambda p: image.save(p, **again),
+        'moving.webp': lambda p: image.save(p, lossless=True, **again),
+        'moving.png': lambda p: image.save(p, **again),
+        'sixteen.png': lambda p: cv2.imwrite(str(p), pixels.astype(np.uint16) * 257),
+        'NAME with [x] ü.PNG': lambda p: cv2.imencode('.png', pixels)[1].tofile(p),
+    }
+    other = {
+        'grey.png': image.convert('L'),
+        'palette.png': image.convert('P'),
+        'bit.png': image.convert('1'),
+        'cmyk.jpg': image.convert('CMYK'),
+        'moving.gif': image,
+        'wide.png': image.resize((4000, 20)),
+        'tall.png': image.resize((20, 4000)),
+        'pixel.png': image.resize((1, 1)),
+    }
+    for name, save in same.items():
+        save(folder / name)
+    for name, changed in other.items():
+        changed.save(folder / name, **(again if name == 'moving.gif' else {}))
+    images = [dict(id=n, file_name=name) for n, name in enumerate([*same, *other], 1)]
+    for entry in images:
+        entry['width'], entry['height'] = PIL.Image.open(folder / entry['file_name']).size
+    categories = [dict(id=n, name=name) for n, name in enumerate(('cat', 'dog', 'eel'), 1)]
+    path = data / 'annotations/instances_val2017.json'
+    path.write_text(json.dumps(dict(images=images, categories=categories)))  # no annotations
+    cfg = small('retinanet', data)
+    model = build(cfg)
+    arguments = ['--out', 'out.pkl', '--show-dir', 'shown']
+    tool(cfg, dict(state_dict=model.state_dict(), meta={}), *arguments)
+    found = {Path(r['img_path']).name: r for r in pickle.loads((data / 'out.pkl').read_bytes())}
+    assert found.keys() == {path.name for path in Path('shown').iterdir()} == {*same, *other}
+    expected = found['plain.png']['pred_instances']
+    assert len(expected['scores']) > 1
+    for name in same:
+        for key, value in found[name]['pred_instances'].items():
+            assert torch.equal(value, expected[key]), name
+    for entry in images:
+        assert found[entry['file_name']]['ori_shape'] == (entry['height'], entry['width'])
+    assert not torch.equal(
+        found['wide.png']['pred_instances']['scores'][:1], expected['scores'][:1]
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--out', 'file/x.pkl'], '^--out file: .*/file is a file, expected a folder'),
+        (['--out', 'folder.pkl'], r'^--out folder\.pkl is a folder, expected a new file'),
+        (['--show-dir', 'file'], '^--show-dir file: .*/file is a file'),
+    ],
+)
+def test_outputs_that_cannot_be_written(arguments, message, data, tool):
+    """Told before anything is loaded, not after the test."""
+    (data / 'file').write_text('')
+    (data / 'folder.pkl').mkdir()
+    with pytest.raises(UsageError, match=message):
+        tool(small('retinanet', data), dict(state_dict={}), *arguments)
+
+
+@pytest.mark.parametrize('arguments', [['--out', 'out'], ['--out', 'out', '--tta'], []], ids=str)
+def test_a_segmentor_predicts_images_without_label_maps(arguments, data, tool):
+    cfg = small('semfpn', data)
+    checkpoint = dict(state_dict=build(cfg).state_dict(), meta={})
+    if arguments:
+        tool(cfg, checkpoint, '--out', 'expected', *arguments[2:])
+    del cfg.test_dataloader.dataset.data_prefix['seg_map_path']
+    tool(cfg, checkpoint, *arguments)
+    assert Path('out').exists() == bool(arguments)
+    for path in Path('expected').glob('*.png'):
+        found, expected = (cv2.imread(f'{f}/{path.name}', -1) for f in ('out', 'expected'))
+        assert np.array_equal(found, expected)

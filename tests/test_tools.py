@@ -268,7 +268,7 @@ model = dict(
 def test_a_pure_python_config(train_tool, tmp_path, monkeypatch):
     """No download of what --resume replaces, and the check for a GPU."""
     path = tmp_path / 'pure.py'
-    base = Config.fromfile(ROOT / 'configs/demo/retinanet.py').to_dict()
+    base = Config.fromfile(ROOT / 'configs/shapes/retinanet.py').to_dict()
     base['model']['backbone']['type'] = base['optim_wrapper']['type'] = None
     lines = [
         'from mmengine.optim import AmpOptimWrapper',

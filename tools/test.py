@@ -19,6 +19,7 @@ from pvt_mm.engine import (
     load_config,
     run,
 )
+from pvt_mm.engine.outputs import keep_folders, leave_out_truth
 from pvt_mm.weights import find_checkpoint
 
 
@@ -97,6 +98,8 @@ def main() -> None:
             evaluator.setdefault('out_dir', cfg.work_dir)
     if args.tta:
         augment_test(cfg)
+    if is_segmentor:
+        leave_out_truth(cfg)
 
     runner = ToolRunner.from_cfg(cfg)
     runner.add_hook(CompleteCheckpointHook())
@@ -106,6 +109,8 @@ def main() -> None:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    if args.show_dir or (args.out and is_segmentor):
+        keep_folders(runner)
     if args.gallery:
         from pvt_mm.engine.gallery import GalleryHook
 
