@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from pvt_mm import flops
-from pvt_mm.class_accuracy import accuracies, table
+from pvt_mm.class_accuracy import accuracies, build_class_accuracy, table
 from pvt_mm.data.check import check
 from pvt_mm.data.folders import class_names
 from pvt_mm.data.loading import DataError
@@ -501,6 +501,18 @@ def test_finetuning_without_data_is_one_sentence(tmp_path):
     done = run('train', ROOT / 'configs/imagenet/finetune.py', DATA_ROOT=tmp_path)
     assert done.stdout.count('expected train/CLASS/*.jpg') == 1
     assert done.returncode == 1 and 'Traceback' not in done.stdout
+
+
+def test_the_metric_writes_what_it_counts(tmp_path):
+    metric = build_class_accuracy(out_dir=str(tmp_path / 'new'))
+    metric.dataset_meta = dict(classes=('cat', 'dog'))
+    scores = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    for score, label in zip(scores, (0, 0, 1), strict=True):
+        metric.process(None, [dict(pred_score=score, gt_label=torch.tensor([label]))])
+    assert metric.evaluate(3) == {'class_accuracy/mean': 75.0}
+    rows = (tmp_path / 'new/class_accuracy.csv').read_text().splitlines()
+    assert rows[1:] == ['cat,2,50.0,dog (1)', 'dog,1,100.0,']
+    assert Image.open(tmp_path / 'new/confusion_matrix.png').size > (400, 300)
 
 
 def test_accuracy_of_each_class():
