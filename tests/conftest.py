@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -105,7 +104,7 @@ def _hosts():
         warnings.simplefilter('ignore')
         import_host('mmdet')
         import_host('mmseg')
-        if find_spec('mmpretrain'):  # the machine of benchmarks/gpu does without
+        if importlib.util.find_spec('mmpretrain'):  # the machine of benchmarks/gpu does without
             import_host('mmpretrain')
     gc.freeze()  # every dataset of mmengine collects garbage, which takes 0.3 s for all modules
 
