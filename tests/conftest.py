@@ -59,7 +59,7 @@ MEASURED = (
     *('cli', 'runner', 'hooks', 'logs', 'briefing'),
     *('checkpoints', 'nonfinite', 'resume', 'signals'),
     *('paths', 'annotations', 'check', 'coco', 'labelmaps', 'loading', 'report'),
-    *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor'),
+    *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'keys', 'testing'),
 )
 
 
