@@ -60,7 +60,8 @@ MEASURED = (
     *('cli', 'runner', 'hooks', 'logs', 'briefing'),
     *('checkpoints', 'nonfinite', 'resume', 'signals'),
     *('paths', 'annotations', 'check', 'coco', 'labelmaps', 'loading', 'report'),
-    *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'classifiers', 'imagenet'),
+    *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'keys', 'testing', 'gallery'),
+    *('classifiers', 'imagenet'),
 )
 
 
