@@ -220,7 +220,8 @@ def test_images_of_one_name_in_two_folders(data, tool):
     assert written == ['a [1]/same.png', 'b/ü/same.png']
     one, two = (cv2.imdecode(np.fromfile(f'out/{name}', np.uint8), -1) for name in written)
     assert (one != two).any()
-    assert len(list(Path('shown').rglob('*same*'))) == 2
+    shown = sorted(str(p.relative_to('shown').parent) for p in Path('shown').rglob('*same*'))
+    assert shown == ['a [1]', 'b/ü']
 
     path = data / 'annotations/instances_val2017.json'
     content = json.loads(path.read_text())
@@ -266,6 +267,8 @@ def test_odd_images(data, tool):
         save(folder / name)
     for name, changed in other.items():
         changed.save(folder / name, **(again if name == 'moving.gif' else {}))
+    if cv2.imread(str(folder / 'moving.gif')) is None:  # OpenCV before 4.11: the check names it
+        del other['moving.gif']
     images = [dict(id=n, file_name=name) for n, name in enumerate([*same, *other], 1)]
     for entry in images:
         entry['width'], entry['height'] = PIL.Image.open(folder / entry['file_name']).size

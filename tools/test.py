@@ -63,6 +63,8 @@ def main() -> None:
         raise UsageError(str(error)) from error
     cfg = load_config(args, splits=['test'])
     cfg.load_from = str(checkpoint)
+    # mmengine would build the training loop, and need its data, to number the pictures.
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     is_segmentor = cfg.default_scope == 'mmseg'
     is_classifier = cfg.default_scope == 'mmpretrain'
     if args.out and not is_segmentor and not args.out.endswith('.pkl'):

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend
 
 from ..data.classes import name_of
 from ..data.loading import leaves
@@ -53,15 +54,22 @@ def keep_folders(runner: Runner) -> None:
     root = os.path.commonpath(folders)
     for hook in runner.hooks:
         if getattr(hook, 'test_out_dir', None):
-            hook.after_test_iter = _one_by_one(hook, 'after_test_iter', 'test_out_dir', root)
+            hook.after_test_iter = _one_by_one(hook.after_test_iter, hook, 'test_out_dir', root)
+        elif type(hook).__name__ == 'SegVisualizationHook' and hook.draw:
+            for backend in runner.visualizer._vis_backends.values():
+                if isinstance(backend, LocalVisBackend):
+                    backend._img_save_dir = os.path.join(backend._save_dir, backend._img_save_dir)
+                    hook.after_test_iter = _one_by_one(
+                        hook.after_test_iter, backend, '_img_save_dir', root
+                    )
     for metric in runner.test_evaluator.metrics:
         if getattr(metric, 'output_dir', None):
-            metric.process = _one_by_one(metric, 'process', 'output_dir', root)
+            metric.process = _one_by_one(metric.process, metric, 'output_dir', root)
 
 
-def _one_by_one(owner: Any, method: str, attribute: str, root: str) -> Callable:
+def _one_by_one(call: Callable, owner: Any, attribute: str, root: str) -> Callable:
     """A method that is called for each sample, with the sample's folder below ``attribute``."""
-    call, top = getattr(owner, method), getattr(owner, attribute)
+    top = getattr(owner, attribute)
 
     def wrapped(*args: Any, **kwargs: Any) -> None:
         for sample in kwargs['outputs'] if kwargs else args[-1]:
