@@ -195,13 +195,6 @@ def _overwritten(modules: list[str]) -> str:
 
 def explain(module: str, error: Exception) -> str | None:
     """Why a host cannot be imported and how to repair it; None if only the traceback can tell."""
-    if 'operator torchvision::' in str(error):
-        return (
-            f'torchvision {installed_version("torchvision")} was built for another torch than '
-            f'{installed_version("torch")} ({error}): {PIP} -U torchvision, from the index that '
-            f'torch came from, or {PIP.removesuffix(" install")} uninstall -y torchvision; the '
-            f'hosts do without it'
-        )
     if isinstance(error, ImportError) and (
         match := re.search(r'(lib[\w.+-]+\.so[.\d]*): can', str(error))
     ):
@@ -218,10 +211,12 @@ def explain(module: str, error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name == 'torchvision':
         return f'{distribution_of(module)} needs torchvision: {_torchvision_command()}'
     if 'operator torchvision::' in str(error):  # also inside an error of transformers
+        neither = (
+            f'neither it nor {distribution_of(module)} can' if module in HOSTS else 'it cannot'
+        )
         return (
             f'torchvision {installed_version("torchvision")} was built for another torch than '
-            f'{installed_version("torch")}, so that neither it nor {distribution_of(module)} can '
-            f'be imported: {_torchvision_command()}'
+            f'{installed_version("torch")}, so that {neither} be imported: {_torchvision_command()}'
         )
     if isinstance(error, AssertionError) and 'MMCV' in str(error):
         return (

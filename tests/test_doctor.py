@@ -264,8 +264,8 @@ def test_only_other_programs_get_a_warning(program, checks, monkeypatch):
         (
             'torchvision',
             'RuntimeError("operator torchvision::nms does not exist")',
-            'torchvision None was built for another torch than ',
-            'python -m pip install -U torchvision, from the index that torch came from',
+            'torchvision ',
+            ', so that it cannot be imported: python -m pip install --force-reinstall --no-deps torchv',
         ),
         (
             'cv2',

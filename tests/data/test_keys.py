@@ -127,5 +127,6 @@ model = dict(test_cfg=dict(score_thresh=0.1))
 
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_all_keys_of_our_configs_are_read(folder):
-    cfg = Config.fromfile(min((ROOT / 'configs' / folder).glob('*.py')))
+    names = [path for path in (ROOT / 'configs' / folder).glob('*.py') if path.stem != 'finetune']
+    cfg = Config.fromfile(min(names))  # finetune.py reads the folder of its images
     assert list(check_keys(cfg)) == []
