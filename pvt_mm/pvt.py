@@ -534,7 +534,7 @@ class PVT(_Pyramid):
             them are not built.
         out_type: For MMPretrain and in its words: ``featmap``; ``avg_featmap``, the mean over each
             map; ``cls_token``, the class token of the authors' classifier after its norm, which
-            stage 4 attends to (section 3.4). PVTv2 has no class token: the authors' classifiers
+            stage 4 attends to (section 4.1). PVTv2 has no class token: the authors' classifiers
             take the mean.
         frozen_stages: -1 freezes nothing, 0 the first patch embedding, n the first n stages.
         with_cp: Recompute each block in the backward pass instead of storing its activations.
