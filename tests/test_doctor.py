@@ -265,7 +265,7 @@ def test_only_other_programs_get_a_warning(program, checks, monkeypatch):
             'torchvision',
             'RuntimeError("operator torchvision::nms does not exist")',
             'torchvision ',
-            ', so that it cannot be imported: python -m pip install --force-reinstall --no-deps torchv',
+            'so that it cannot be imported: python -m pip install --force-reinstall --no-deps tor',
         ),
         (
             'cv2',
