@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.visualization import Visualizer
 from mmseg.visualization import SegLocalVisualizer
 from torch import nn
 
@@ -79,6 +80,12 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
+def forget() -> None:
+    """Each test has a logger and a visualizer of its own."""
+    for manager in (MMLogger, Visualizer, SegLocalVisualizer, DetLocalVisualizer):
+        manager._instance_dict.clear()
+
+
 @pytest.fixture
 def tool(data, monkeypatch) -> Callable:
     """Runs tools/test.py on a config and a checkpoint."""
@@ -93,9 +100,9 @@ def tool(data, monkeypatch) -> Callable:
         monkeypatch.setattr('sys.argv', ['test.py', *map(str, words)])
         test.main()
         logging.getLogger('mmengine').setLevel(logging.WARNING)
-        for manager in (MMLogger, SegLocalVisualizer, DetLocalVisualizer):  # each test its own
-            manager._instance_dict.clear()
+        forget()
 
+    forget()
     return start
 
 

@@ -420,7 +420,7 @@ def test_no_data(config, message, tmp_path):
     ('change', 'message'),
     [
         ('model.backbone.arch=tinny', "PVT has no arch 'tinny'; did you mean 'tiny'?"),
-        ('model.backbone.depth=50', 'nothing reads this key: set model.backbone.depths'),
+        ('model.backbone.depth=50', 'nothing reads this key to do: set model.backbone.depths'),
         ('load_from=WEIGHTS', "has nothing under 'backbone.'"),
         ('load_from=EVIL', 'evil.pth holds more than weights (io.open)'),
     ],
