@@ -40,6 +40,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 THREADS = int(os.environ.get('OMP_NUM_THREADS', 2))
 ALL_ARCHS = [(cls, arch) for cls in (PVT, PVTv2) for arch in cls.ARCHS]
+# Those whose outputs by the authors' code are in tests/golden, and their names there.
+GOLDEN_ARCHS = [
+    (PVT, 'tiny', 'pvt_tiny'),
+    (PVT, 'small', 'pvt_small'),
+    (PVTv2, 'b0', 'pvt_v2_b0'),
+    (PVTv2, 'b2_li', 'pvt_v2_b2_li'),
+]
 # Three stages unlike any published arch, for tests that do not depend on the arch.
 SMALL = dict(
     embed_dims=(16, 32, 48),

@@ -15,16 +15,10 @@ from pvt_mm.engine import UsageError
 from pvt_mm.engine.hooks import check_classes, check_complete
 from pvt_mm.weights.names import LIBRARIES, from_pvt_mm
 
-from .conftest import ALL_ARCHS, SMALL, arch_id, classifier_file, randomise
+from .conftest import ALL_ARCHS, GOLDEN_ARCHS, SMALL, arch_id, classifier_file, randomise
 from .golden import fill
 
 GOLDEN = np.load(Path(__file__).parent / 'golden/golden_cls.npz')
-GOLDEN_ARCHS = [
-    (PVT, 'tiny', 'pvt_tiny'),
-    (PVT, 'small', 'pvt_small'),
-    (PVTv2, 'b0', 'pvt_v2_b0'),
-    (PVTv2, 'b2_li', 'pvt_v2_b2_li'),
-]
 SIZES = [(224, 224), (256, 320), (200, 264)]
 OTHERS = [pair for pair in ALL_ARCHS if pair not in [golden[:2] for golden in GOLDEN_ARCHS]]
 

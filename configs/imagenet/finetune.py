@@ -50,30 +50,16 @@ test_pipeline = _base_.val_dataloader.dataset.pipeline
 test_pipeline[1].scale = round(image_size * 256 / 224)
 test_pipeline[2].crop_size = image_size
 
-metainfo = dict(classes=classes)
+images = dict(type='CustomDataset', data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(
     batch_size=batch_size,
     drop_last=False,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='train',
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(_delete_=True, data_prefix='train', pipeline=train_pipeline, **images),
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='val',
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(_delete_=True, data_prefix='val', pipeline=test_pipeline, **images),
 )
 test_dataloader = val_dataloader
 accuracy = dict(type='Accuracy', topk=(1, 5) if len(classes) >= 5 else (1,))

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 from pvt_mm import cpu
 
-from ..conftest import all_archs, arch_id, randomise
-from ..test_parity import GOLDEN_ARCHS, GOLDEN_SIZES, check_gradients, check_outputs, official
+from ..conftest import GOLDEN_ARCHS, all_archs, arch_id, randomise
+from ..test_parity import GOLDEN_SIZES, check_gradients, check_outputs, official
 from .conftest import DEVICE, ON_GPU
 
 # Unit roundoff of each format, the largest relative error of rounding one number. The products of
