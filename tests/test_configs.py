@@ -314,6 +314,17 @@ def test_every_backbone_has_the_authors_weights():
         )
 
 
+OWN_FOLDERS = ('bccd', 'nuclei', 'camvid', 'demo', 'shapes', 'overfit')
+
+
+@pytest.mark.parametrize('folder', OWN_FOLDERS)
+def test_the_rate_of_our_own_recipes_is_for_their_batch(folder):
+    """The log tells the two before training, and --auto-scale-lr uses them."""
+    for path in (ROOT / 'configs' / folder).glob('*.py'):
+        cfg = Config.fromfile(path)
+        assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size, path.name
+
+
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/*/*.py')), ids=lambda path: path.stem)
 def test_configs_name_the_weights(path):
     """Their URLs are written once, in pvt_mm/weights/files.py."""

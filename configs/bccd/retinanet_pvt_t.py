@@ -35,6 +35,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
+auto_scale_lr = dict(base_batch_size=4)  # of this rate
 optim_wrapper = dict(optimizer=dict(lr=4e-4), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2000, val_interval=250)
 param_scheduler = [

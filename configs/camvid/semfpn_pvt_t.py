@@ -42,6 +42,7 @@ train_dataloader = dict(num_workers=1, dataset=dict(dataset, pipeline=train_pipe
 val_dataloader = dict(num_workers=1, dataset=dict(dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
+auto_scale_lr = dict(base_batch_size=4)  # of this rate
 optim_wrapper = dict(optimizer=dict(lr=4e-4), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(max_iters=2000, val_interval=500)
 param_scheduler = [

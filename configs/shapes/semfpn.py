@@ -37,6 +37,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=2, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
+auto_scale_lr = dict(base_batch_size=4)  # of this rate
 optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
