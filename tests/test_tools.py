@@ -169,10 +169,10 @@ def test_resuming(detector, shapes, tmp_path):
 
 
 def test_scaling_the_learning_rate(shapes, tmp_path):
-    """Eight images per iteration; the config is made for sixteen."""
+    """Eight images per iteration, with a rate for sixteen."""
     printed = run(
         *(TOOLS / 'train.py', 'configs/shapes/retinanet.py', '--work-dir', tmp_path),
-        *('--auto-scale-lr', '--cfg-options', *DETECTOR),
+        *('--auto-scale-lr', '--cfg-options', *DETECTOR, 'auto_scale_lr.base_batch_size=16'),
         env=shapes,
     )
     assert first_rate(printed, 1) == pytest.approx(RATES[0] / 2, rel=0.01)
