@@ -195,7 +195,7 @@ def uncounted(model: nn.Module, counts: Counts) -> list[str]:
         if isinstance(module, nn.Embedding) or is_used_by_parent or own > 0:
             continue
         if weight is not None and weight.dim() > 1:
-            while counts[name.rpartition('.')[0]][0] == 0:
+            while '.' in name and counts[name.rpartition('.')[0]][0] == 0:
                 name = name.rpartition('.')[0]
             names[name] = None
     return list(names)

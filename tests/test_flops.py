@@ -229,6 +229,13 @@ def test_heads_that_compute_with_values(name, changes, part, expected, tmp_path)
     assert flops.uncounted(model, counts) == []
 
 
+def test_a_model_of_which_nothing_is_counted():
+    """Its parts are named; the search for a counted part above them ends."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
+    counts = {name: (0, 0) for name, _ in model.named_modules()}
+    assert flops.uncounted(model, counts) == ['0', '1']
+
+
 def test_what_is_not_counted_is_named(tmp_path, capsys, monkeypatch):
     """An operator that torch does not know, and a head that nothing calls."""
     path = host_config('retinanet/retinanet_r18_fpn_1x_coco', tmp_path)
