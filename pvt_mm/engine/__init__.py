@@ -5,7 +5,6 @@ from .checkpoints import DurableCheckpointHook
 from .cli import (
     add_arguments,
     add_config_options,
-    build_model,
     check_folder,
     import_host,
     install_safe_loader,
@@ -33,7 +32,6 @@ __all__ = [
     'add_arguments',
     'add_config_options',
     'augment_test',
-    'build_model',
     'check_data',
     'check_folder',
     'import_host',

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import copy
 import gc
 import importlib
 import io
@@ -18,11 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, DictAction
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
-from torch import nn
 
 from ..data import coco
 from ..data.check import check
@@ -37,7 +33,6 @@ from ..environment import HOSTS, explain, find_problems, leave_out_multimodal
 from ..weights import find_checkpoint, read_checkpoint
 from ..weights.names import select, unwrap
 from .errors import TrainingStopped, UsageError
-from .hooks import check_complete
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
 # defaults that are part of the recipes.
@@ -189,7 +184,7 @@ def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> 
     """
     if problems := list(find_problems()):
         raise UsageError('\n'.join(problems))
-    cfg = _read_config(path)
+    cfg = open_config(path)
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
@@ -258,38 +253,12 @@ def _fit_loaders(cfg: Config) -> None:
                 loader.timeout = 0
 
 
-def build_model(
-    config: str | Path | Config,
-    weights: str | Path,
-    device: str | torch.device = 'cpu',
-    trust: bool = False,
-) -> nn.Module:
-    """Build the model of a config and load a checkpoint into it; no dataset is needed.
-
-    Args:
-        config: A file, or the Config read from it.
-        weights: A checkpoint of the whole model, see :func:`pvt_mm.weights.find_checkpoint`.
-        device: The device of the model.
-        trust: Unpickle anything that the file contains, see :func:`pvt_mm.weights.read_checkpoint`.
-
-    Returns:
-        The model in evaluation mode, with its data preprocessor.
+def open_config(path: str | Path) -> Config:
+    """Read a config and its default scope, without its data and its host.
 
     Raises:
-        UsageError: the config cannot be used, or its host cannot be imported.
-        RuntimeError: the checkpoint does not fill the model.
+        UsageError: there is no such file, or it names no host.
     """
-    cfg = config if isinstance(config, Config) else _read_config(config)
-    import_host(cfg.default_scope)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    content = _for_mmengine(read_checkpoint(find_checkpoint(weights), trust=trust))
-    check_complete(model, content)
-    mmengine_checkpoint._load_checkpoint_to_model(model, content)  # as the Runner does
-    return model.to(device).eval()
-
-
-def _read_config(path: str | Path) -> Config:
     if not os.path.isfile(path):
         raise UsageError(f'{path} is no file (from {os.getcwd()}), expected a config.')
     ignore_warnings()
@@ -316,11 +285,11 @@ def install_safe_loader(trust: bool = False) -> None:
 
     def read(file: str | io.BytesIO, map_location: Any = None, **options: Any) -> dict:
         if not isinstance(file, io.BytesIO):
-            return _for_mmengine(read_checkpoint(file, map_location, trust))
+            return for_mmengine(read_checkpoint(file, map_location, trust))
         with tempfile.TemporaryDirectory() as folder:  # from a remote file system
             path = Path(folder, 'remote.pth')
             path.write_bytes(file.getbuffer())
-            return _for_mmengine(read_checkpoint(path, map_location, trust))
+            return for_mmengine(read_checkpoint(path, map_location, trust))
 
     def load_url(url: str, map_location: Any = None, **options: Any) -> dict:
         return read(find_checkpoint(url), map_location)
@@ -342,7 +311,7 @@ def install_safe_loader(trust: bool = False) -> None:
     mmengine_checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def _for_mmengine(content: Mapping) -> Mapping:
+def for_mmengine(content: Mapping) -> Mapping:
     """The content of a file with its tensors where mmengine expects them.
 
     mmengine also removes the ``module.`` of DataParallel, but not from the metadata.

@@ -121,13 +121,23 @@ class CompileBackboneHook(Hook):
     """
 
     def __init__(self, **options: Any) -> None:
-        self.options = dict(dynamic=True) | options
+        self.options = options
 
     def before_run(self, runner: Runner) -> None:
-        for name, module in runner.model.named_modules():
-            if name.rpartition('.')[2] == 'backbone':
-                module.compile(**self.options)
+        compile_backbones(runner.model, **self.options)
         runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
+
+
+def compile_backbones(model: nn.Module, **options: Any) -> None:
+    """Compile the backbone of a model, or of the models in it, for all image sizes.
+
+    Args:
+        model: A model of a host.
+        options: Those of torch.compile.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition('.')[2] == 'backbone':
+            module.compile(**dict(dynamic=True) | options)
 
 
 @HOOKS.register_module()

@@ -26,13 +26,13 @@ from pvt_mm.data.recipe import check_recipe
 from pvt_mm.engine import (
     UsageError,
     add_arguments,
-    build_model,
     cli,
     import_host,
     install_safe_loader,
     load_config,
     run,
 )
+from pvt_mm.inference import load_model
 
 from ..conftest import ROOT, not_on_torch_2_1, randomise
 from ..data.conftest import CLASSES, coco
@@ -314,7 +314,7 @@ def test_a_checkpoint_of_a_wrapped_model(wrapper, top, tmp_path):
     )
     path = tmp_path / 'epoch_1.pth'
     torch.save({top: wrapped} if top else wrapped, path)
-    model = build_model(cfg, path)
+    model = load_model(cfg, path).net
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
 
@@ -326,41 +326,6 @@ def test_a_checkpoint_of_a_wrapped_model(wrapper, top, tmp_path):
         embed = state[f'backbone.{name}']
         expected = backbone.resize_pos_embed(embed, grid, backbone.pos_grids[stage])
         torch.testing.assert_close(getattr(backbone, name).data, expected)
-
-
-@pytest.mark.parametrize('name', ['retinanet', 'semfpn'])
-def test_build_model(name, tmp_path):
-    """Of a config whose data is not there, with the weights of a trained model."""
-    config = ROOT / f'configs/shapes/{name}.py'
-    cfg = Config.fromfile(config)
-    cfg.model.backbone.depths = (1, 1, 1, 1)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        state = randomise(MODELS.build(cfg.model)).state_dict()
-    path = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict={f'module.{k}': v for k, v in state.items()}, meta={}), path)
-
-    model = build_model(cfg, path)
-    assert not any(module.training for module in model.modules())
-    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
-    assert model.state_dict().keys() == state.keys()
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, state[key]), key
-    mean = model.data_preprocessor.mean.flatten().tolist()
-    assert mean == pytest.approx(cfg.model.data_preprocessor.mean)
-
-
-def test_mistakes_of_building(tmp_path):
-    config = ROOT / 'configs/shapes/retinanet.py'
-    with pytest.raises(UsageError, match=r'none\.py is no file'):
-        build_model('none.py', 'epoch_1.pth')
-    torch.save(dict(state_dict={}, meta={}), tmp_path / 'empty.pth')
-    with pytest.raises(RuntimeError, match=r'does not fit .* tensors of this RetinaNet'):
-        build_model(config, tmp_path / 'empty.pth')
-    evil = dict(state_dict={}, meta=Planted(tmp_path / 'planted'))
-    torch.save(evil, tmp_path / 'evil.pth')
-    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth holds more than weights'):
-        build_model(config, tmp_path / 'evil.pth')
-    assert not (tmp_path / 'planted').exists()
 
 
 # --- checkpoints --------------------------------------------------------------------------------
