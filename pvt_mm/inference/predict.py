@@ -21,7 +21,7 @@ from ..data.paths import leaf_datasets
 from ..engine.errors import UsageError
 from ..engine.outputs import without_annotations
 from .models import TrainedModel
-from .tiles import Tile, hull, join_maps, merge, split
+from .tiles import Tile, find_cut, hull, join_maps, merge, split
 
 
 @dataclass(frozen=True)
@@ -290,19 +290,20 @@ def _as_prediction(
         for values in (moved, [p.scores for p in parts], [p.labels for p in parts])
     )
     tiles = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
-    groups = merge(boxes, scores, labels, tiles)
-    best = np.array([group[0] for group in groups], int)
+    cut = [find_cut(found, tile, size) for found, tile in zip(moved, loaded.tiles, strict=True)]
+    objects = merge(boxes, scores, labels, tiles, np.concatenate(cut))
+    best = np.array([i for i, _ in objects], int)
     masks = None
     if parts[0].masks is not None:
         places = [(t, i) for t, part in enumerate(parts) for i in range(len(part.scores))]
-        masks = np.zeros((len(groups), *size), bool)
-        for mask, group in zip(masks, groups, strict=True):
-            for t, i in (places[member] for member in group):
+        masks = np.zeros((len(objects), *size), bool)
+        for mask, (_, members) in zip(masks, objects, strict=True):
+            for t, i in (places[member] for member in members):
                 x, y, width, height = loaded.tiles[t]
                 mask[y : y + height, x : x + width] |= parts[t].masks[i]
     return replace(
         parts[0],
-        boxes=np.array([hull(boxes[group]) for group in groups], np.float32).reshape(-1, 4),
+        boxes=np.array([hull(boxes[m]) for _, m in objects], np.float32).reshape(-1, 4),
         scores=scores[best],
         labels=labels[best],
         masks=masks,

@@ -1,6 +1,7 @@
 """What a user names as inputs: images, folders, globs, text lists, videos, cameras, arrays."""
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,18 +27,20 @@ class Video:
         rate: Frames in a second.
         frames: Their number, 0 if it is not known.
         size: Width and height in pixels.
+        limit: The most frames that are read.
     """
 
     name: str
     rate: float
     frames: int
     size: tuple[int, int]
+    limit: int | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames, (H, W, 3), BGR."""
         capture = _open(self.name)
         try:
-            while True:
+            for _ in itertools.count() if self.limit is None else range(self.limit):
                 is_read, frame = capture.read()
                 if not is_read:
                     return

@@ -41,36 +41,52 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(i * (length - side) / (number - 1)) for i in range(number)]
 
 
-def merge(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, tiles: np.ndarray
-) -> list[list[int]]:
-    """Groups of boxes that are one object, seen in several tiles.
-
-    An object on the border of a tile is cut there. The box with the highest score is joined with
-    those of its class from other tiles that share more than half of the smaller box with it.
+def find_cut(boxes: np.ndarray, tile: Tile, size: tuple[int, int]) -> np.ndarray:
+    """Which boxes of a tile end at a border of it that is no border of the image.
 
     Args:
-        boxes: (N, 4), corners in pixels of the image.
+        boxes: (N, 4), in pixels of the image.
+        tile: In which they were found.
+        size: Height and width of the image.
+    """
+    (x, y, width, height), margin = tile, 2.0
+    inner = np.array([x > 0, y > 0, x + width < size[1], y + height < size[0]])
+    borders = np.array([x, y, x + width, y + height])
+    return (inner & (abs(boxes - borders) <= margin)).any(1)
+
+
+def merge(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, tiles: np.ndarray, cut: np.ndarray
+) -> list[tuple[int, list[int]]]:
+    """Boxes that are one object, seen in several tiles.
+
+    The box with the highest score is one object with those of its class from other tiles that share
+    more than half of the smaller box with it. If the border of its tile cuts it, a box that is not
+    cut tells the place of the object, else all of them together.
+
+    Args:
+        boxes: (N, 4), in pixels of the image.
         scores: (N,).
         labels: (N,).
         tiles: (N,), the number of the tile of each box.
+        cut: (N,), see :func:`find_cut`.
 
     Returns:
-        The members of each group, that with the highest score first.
+        For each object the box with its score, and the boxes that tell its place.
     """
-    groups, free = [], np.ones(len(boxes), bool)
+    objects, free = [], np.ones(len(boxes), bool)
     areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
-    for i in np.argsort(-scores, kind='stable'):
+    for i in np.argsort(-scores, kind='stable').tolist():
         if not free[i]:
             continue
         corners = np.minimum(boxes[i, 2:], boxes[:, 2:]) - np.maximum(boxes[i, :2], boxes[:, :2])
         shared = corners.clip(0).prod(1) / np.minimum(areas[i], areas).clip(1e-9)
-        same = free & (labels == labels[i]) & (tiles != tiles[i]) & (shared > MATCH)
-        same[i] = False
-        members = [int(i), *np.flatnonzero(same).tolist()]
+        others = free & (labels == labels[i]) & (tiles != tiles[i]) & (shared > MATCH)
+        members = [i, *sorted(np.flatnonzero(others).tolist(), key=lambda j: -scores[j])]
         free[members] = False
-        groups.append(members)
-    return groups
+        complete = [member for member in members if not cut[member]]
+        objects.append((i, complete[:1] if cut[i] and complete else members if cut[i] else [i]))
+    return objects
 
 
 def hull(boxes: np.ndarray) -> np.ndarray:
