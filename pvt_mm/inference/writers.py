@@ -48,11 +48,19 @@ def as_annotations(prediction: Prediction, categories: Sequence[int]) -> list[di
     """The annotations of an image in COCO's form, with scores and names.
 
     Args:
-        prediction: Boxes with or without masks, or the probabilities of a classifier, of which
-            five are taken.
+        prediction: Boxes with or without masks; a label map, which gives a region for each class;
+            or the probabilities of a classifier, of which five are taken.
         categories: The id of each class.
     """
     found = []
+    if prediction.label_map is not None:
+        for i in prediction.order.tolist():
+            mask = prediction.label_map == i
+            box = cv2.boundingRect(mask.astype(np.uint8))
+            entry = dict(category_id=categories[i], name=prediction.classes[i], iscrowd=0)
+            entry.update(bbox=list(box), area=int(mask.sum()), segmentation=encode(mask))
+            found.append(entry)
+        return found
     if prediction.probabilities is not None:
         for i in prediction.order[:5].tolist():
             score = float(prediction.probabilities[i])
@@ -102,18 +110,20 @@ class CocoWriter:
         )
         self.images = self.annotations = 0
 
-    def add(self, prediction: Prediction, name: str, stem: str = '', image_id: Any = None) -> None:
-        """Write a prediction; ``image_id`` is that of a dataset, else the next number."""
+    def add(self, prediction: Prediction, name: str, stem: str = '') -> None:
         height, width = prediction.image.shape[:2]
-        image_id = self.images + 1 if image_id is None else image_id
-        entry = dict(id=image_id, file_name=name, width=width, height=height)
-        self.images += self._write(self._images, self.images, entry)
-        for annotation in as_annotations(prediction, self.categories):
-            entry = dict(id=self.annotations + 1, image_id=image_id) | annotation
+        image = dict(id=self.images + 1, file_name=name, width=width, height=height)
+        self.add_entries(image, as_annotations(prediction, self.categories))
+
+    def add_entries(self, image: Mapping, annotations: Sequence[Mapping]) -> None:
+        """Write an image, with its ``id``, and its annotations, which get theirs."""
+        self.images += self._write(self._images, self.images, image)
+        for annotation in annotations:
+            entry = dict(id=self.annotations + 1, image_id=image['id']) | annotation
             self.annotations += self._write(self._annotations, self.annotations, entry)
 
     @staticmethod
-    def _write(file: Any, count: int, entry: dict) -> int:
+    def _write(file: Any, count: int, entry: Mapping) -> int:
         file.write((',\n' if count else '') + json.dumps(entry, ensure_ascii=False))
         return 1
 
