@@ -85,10 +85,14 @@ def export(
                 inputs = check.load(model, check.find_images(model, int8, 100))
                 quantize(whole, path, (as_input(facts, [image]) for image in inputs))
             file = OnnxFile(path)
-        rows = check.compare(model, facts, file, batches)
-        check.print_rows(rows, precision)
-        failed = out.with_name(f'{out.stem}.failed{out.suffix}')
-        if faults := check.find_faults(rows, precision):
+        try:
+            rows = check.compare(model, facts, file, batches)
+            check.print_rows(rows, precision)
+            faults = check.find_faults(rows, precision)
+        except check.DoesNotRun as error:
+            faults = [str(error)]
+        if faults:
+            failed = out.with_name(f'{out.stem}.failed{out.suffix}')
             os.replace(path, failed)
             raise UsageError(
                 f'{failed} does not give the answers of the model, and {out} was not written: '

@@ -30,8 +30,8 @@ ALLOWED = {
         probabilities=1e-4, maps=1e-4,
     ),
     'float16': dict(
-        differ=0.1, boxes=2.0, scores=0.03, masks=0.05, pixels=0.0, logits=0.03,
-        probabilities=0.02, maps=0.03,
+        differ=0.1, boxes=2.0, scores=0.03, masks=0.05, pixels=0.0, logits=0.01,
+        probabilities=0.01, maps=0.01,
     ),
     'int8': dict(
         differ=0.3, boxes=20.0, scores=0.3, masks=0.3, pixels=0.1, logits=0.3,
@@ -41,18 +41,22 @@ ALLOWED = {
 LEAST = {'int8': 0.3}  # boxes with lower scores are not compared
 
 
+class DoesNotRun(Exception):
+    """A file cannot run at a size."""
+
+
 @dataclass(frozen=True)
 class Row:
     """The largest differences for one batch.
 
     Attributes:
         batch: Images, height and width.
-        objects: What was compared, in words.
+        compared: What was compared, in words; '' if there was nothing to compare.
         found: Differences by measure, see :data:`ALLOWED`.
     """
 
     batch: tuple[int, int, int]
-    objects: str
+    compared: str
     found: Mapping[str, float]
 
 
@@ -126,10 +130,14 @@ def compare(
     """The differences of a file to its model, in batches of images (H, W, C), uint8, BGR."""
     rows = []
     for images in batches:
-        theirs = file(as_input(facts, images))
+        size = len(images), *images[0].shape[:2]
+        try:
+            theirs = file(as_input(facts, images))
+        except Exception as error:  # of onnxruntime, whose classes have no common one
+            raise DoesNotRun(f'it does not run at {_words(size)}: {error}') from error
         if facts['task'] == 'backbone':
-            ours = _maps(model, facts, images)
-            rows.append(_compare_maps(ours, theirs, images))
+            ours = _maps(model, images)
+            rows.append(Row(size, f'{len(ours)} maps', _compare_maps(ours, theirs)))
             continue
         samples = model.test_step(_as_data(model, images))
         each = [
@@ -139,12 +147,16 @@ def compare(
         counts = np.array([count for count, _ in each]).sum(0)
         found = {key: float(np.max([part[key] for _, part in each])) for key in each[0][1]}
         if facts['task'] in ('detection', 'instance'):
-            objects = f'{counts[0]} / {counts[1]} boxes'
-            found = dict(differ=counts[2] / max(*counts[:2], 1)) | found
+            compared = f'{counts[0]} / {counts[1]} boxes' if counts.any() else ''
+            found = dict(differ=float(counts[2] / max(*counts[:2], 1))) | found
         else:
-            objects = f'{counts[0]} {"pixels" if "pixels" in found else "probabilities"}'
-        rows.append(Row((len(images), *images[0].shape[:2]), objects, found))
+            compared = f'{counts[0]} {"pixels" if "pixels" in found else "probabilities"}'
+        rows.append(Row(size, compared, found))
     return rows
+
+
+def _words(batch: tuple[int, int, int]) -> str:
+    return ' x '.join(map(str, batch))
 
 
 def _as_data(model: TrainedModel, images: Sequence[np.ndarray]) -> dict:
@@ -166,23 +178,16 @@ def _as_data(model: TrainedModel, images: Sequence[np.ndarray]) -> dict:
 # --- by task --------------------------------------------------------------------------------------
 
 
-def _maps(model: TrainedModel, facts: Mapping, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    outside = dict(facts, input=dict(facts['input'], normalize=True, layout='NCHW'))
-    if facts['input']['layout'] == 'NHWC' and not _is_rgb(model):
-        outside['input']['channels'] = 'BGR'
+def _maps(model: TrainedModel, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Those of the backbone, without the padding of a whole model."""
+    height, width = images[0].shape[:2]
+    x = model.net.data_preprocessor(_as_data(model, images), False)['inputs']
     with torch.no_grad():
-        maps = model.net.backbone(torch.from_numpy(as_input(outside, images)))
-    return [x.numpy() for x in maps]
+        return [x.numpy() for x in model.net.backbone(x[:, :, :height, :width])]
 
 
-def _is_rgb(model: TrainedModel) -> bool:
-    prepare = model.net.data_preprocessor
-    return bool(getattr(prepare, '_channel_conversion', getattr(prepare, 'to_rgb', False)))
-
-
-def _compare_maps(ours: Sequence, theirs: Mapping, images: Sequence) -> Row:
-    found = max(_relative(a, b) for a, b in zip(ours, theirs.values(), strict=True))
-    return Row((len(images), *images[0].shape[:2]), f'{len(ours)} maps', dict(maps=found))
+def _compare_maps(ours: Sequence[np.ndarray], theirs: Mapping) -> dict[str, float]:
+    return dict(maps=max(_relative(a, b) for a, b in zip(ours, theirs.values(), strict=True)))
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -338,7 +343,7 @@ def print_rows(rows: Sequence[Row], precision: str) -> None:
         table.add_column(TITLES[measure], justify='right')
     for row in rows:
         values = (f'{row.found[measure]:.2g}' for measure in measures)
-        table.add_row(' x '.join(map(str, row.batch)), row.objects, *values)
+        table.add_row(_words(row.batch), row.compared or 'no boxes', *values)
     allowed = (f'{ALLOWED[precision][measure]:.2g}' for measure in measures)
     table.add_row(f'allowed in {precision}', '', *allowed)
     Console(width=120).print(table)
@@ -346,17 +351,13 @@ def print_rows(rows: Sequence[Row], precision: str) -> None:
 
 def find_faults(rows: Sequence[Row], precision: str) -> list[str]:
     """What is more than a precision allows, in words."""
-    if not any(_has_objects(row) for row in rows):
+    if not any(row.compared for row in rows):
         return ['the model finds nothing in these images, pass --images with objects']
     faults = []
     for measure in [measure for measure in rows[0].found if measure in JUDGED]:
         worst = max(rows, key=lambda row: np.nan_to_num(row.found[measure], nan=math.inf))
         value, allowed = worst.found[measure], ALLOWED[precision][measure]
         if not value <= allowed:
-            size = ' x '.join(map(str, worst.batch))
+            size = _words(worst.batch)
             faults.append(f'{TITLES[measure]}: {value:.2g} at {size}, expected at most {allowed:g}')
     return faults
-
-
-def _has_objects(row: Row) -> bool:
-    return not row.objects.startswith('0 / 0 ')

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -68,8 +69,8 @@ def describe(model: TrainedModel, graph: Graph, precision: str) -> dict[str, Any
             dtype='uint8' if graph.uint8 else 'float32',
             channels='RGB' if graph.uint8 or graph.is_rgb else 'BGR',
             normalize=not graph.uint8,  # whether the program has to do it
-            mean=graph.mean.flatten().tolist(),
-            std=graph.std.flatten().tolist(),
+            mean=_numbers(graph.mean),
+            std=_numbers(graph.std),
             pad_inside=graph.divisor,  # to multiples of this, by the file itself
         ),
         classes=list(model.classes),
@@ -89,6 +90,11 @@ def describe(model: TrainedModel, graph: Graph, precision: str) -> dict[str, Any
         shifted = (loader.get('dataset') or {}).get('reduce_zero_label', False)
         facts['reduce_zero_label'] = bool(shifted or head.get('reduce_zero_label', False))
     return facts
+
+
+def _numbers(values: Tensor) -> list[float]:
+    """The shortest decimals that are these values in float32."""
+    return [float(str(value)) for value in values.flatten().numpy()]
 
 
 def example(graph: Graph, batch: int, height: int, width: int) -> Tensor:
@@ -115,6 +121,7 @@ def write_onnx(graph: Graph, path: Path, facts: Mapping[str, Any], opset: int = 
     axes['image'] = _dynamic(
         ('batch', 'height', 'width') if graph.uint8 else ('batch', graph.channels, *AXES[1:])
     )
+    known = inspect.signature(torch.onnx.export).parameters
     with _quietly(), torch.no_grad():
         torch.onnx.export(
             graph,
@@ -124,8 +131,7 @@ def write_onnx(graph: Graph, path: Path, facts: Mapping[str, Any], opset: int = 
             input_names=['image'],
             output_names=list(graph.outputs),
             dynamic_axes=axes,
-            # This is the default before torch 2.9, and 2.1 to 2.4 do not all know the argument.
-            **({'dynamo': False} if hasattr(torch.onnx, 'ONNXProgram') else {}),
+            **({'dynamo': False} if 'dynamo' in known else {}),  # torch 2.5
         )
     file = onnx.load(path)
     for value in file.graph.output:  # tracing loses sizes that are fixed

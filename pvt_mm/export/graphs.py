@@ -369,7 +369,7 @@ class TwoStage(Detector):
         layers, number = extractor.roi_layers, boxes.shape[1]
         images = torch.arange(boxes.shape[0], device=boxes.device)
         images = images[:, None].expand(-1, number).flatten()
-        boxes = boxes.flatten(0, 1)
+        boxes = boxes.reshape(-1, 4)  # not flatten: OpenVINO wants to know the 4
         rois = torch.cat([images[:, None].to(boxes), boxes], 1)
         level = extractor.map_roi_levels(rois, len(layers))[:, None, None, None]
         features = None
