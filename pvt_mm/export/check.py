@@ -139,7 +139,7 @@ def compare(
             ours = _maps(model, images)
             rows.append(Row(size, f'{len(ours)} maps', _compare_maps(ours, theirs)))
             continue
-        samples = model.test_step(_as_data(model, images))
+        samples = model.test_step(as_data(model, images))
         each = [
             _COMPARE[facts['task']](sample, {k: v[i] for k, v in theirs.items()}, facts)
             for i, sample in enumerate(samples)
@@ -159,7 +159,7 @@ def _words(batch: tuple[int, int, int]) -> str:
     return ' x '.join(map(str, batch))
 
 
-def _as_data(model: TrainedModel, images: Sequence[np.ndarray]) -> dict:
+def as_data(model: TrainedModel, images: Sequence[np.ndarray]) -> dict:
     """A batch for ``test_step``, of images that were not resized."""
     if model.cfg.default_scope == 'mmdet':
         from mmdet.structures import DetDataSample as Sample
@@ -181,7 +181,7 @@ def _as_data(model: TrainedModel, images: Sequence[np.ndarray]) -> dict:
 def _maps(model: TrainedModel, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Those of the backbone, without the padding of a whole model."""
     height, width = images[0].shape[:2]
-    x = model.net.data_preprocessor(_as_data(model, images), False)['inputs']
+    x = model.net.data_preprocessor(as_data(model, images), False)['inputs']
     with torch.no_grad():
         return [x.numpy() for x in model.net.backbone(x[:, :, :height, :width])]
 
