@@ -14,8 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..data.loading import leaves
-from ..engine.hooks import keep_operators_float32
-from .models import AMP
+from .models import AMP, keep_float32
 from .predict import from_sample
 from .writers import CocoWriter, as_annotations
 
@@ -89,8 +88,7 @@ def autocast_test(runner: Runner, amp: str) -> None:
         runner: Its model is changed.
         amp: A key of AMP.
     """
-    if amp == 'bfloat16':
-        keep_operators_float32(runner.model)
+    keep_float32(runner.model)
     runner.model.test_step = _under_autocast(runner.model.test_step, AMP[amp])
 
 
