@@ -22,6 +22,7 @@ OWN_TESTS = {
     'tools.train': 'test_tools',
     'tools.test': 'test_testing',
     'tools.predict': 'test_files',
+    'tools.new_config': 'test_new_config',
     'dev.join_mmcv': 'test_packaging',
 }
 FILES = sorted(
