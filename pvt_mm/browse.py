@@ -118,8 +118,10 @@ def describe(truth: InstanceData | Tensor, classes: Sequence[str]) -> str:
     if truth.dim() == 2:
         return ''
     if truth.is_floating_point():  # the shares of mixed images
-        first = truth.argsort(descending=True)[:2].tolist()
-        return ', '.join(f'{classes[i]} {truth[i]:.0%}' for i in first if truth[i] > 0.01)
+        first = [i for i in truth.argsort(descending=True)[:2].tolist() if truth[i] > 0.005]
+        if len(first) > 1:
+            return ', '.join(f'{classes[i]} {truth[i]:.0%}' for i in first)
+        return classes[first[0]]
     return ', '.join(classes[i] for i in truth.tolist())
 
 
