@@ -14,6 +14,10 @@ from ..conftest import ROOT
 from ..inference.conftest import trained  # noqa: F401
 
 
+# Regions are most of the time of this small model.
+FEWER = {'instance': {'model.test_cfg.rpn.max_per_img': 40, 'model.test_cfg.rcnn.max_per_img': 30}}
+
+
 @pytest.fixture(scope='session')
 def photos() -> list[str]:
     return sorted(map(str, ROOT.glob('demo/nuclei/val2017/*.jpg')))[:3]
@@ -26,7 +30,7 @@ def model(trained) -> Callable[[str], TrainedModel]:  # noqa: F811
 
     def of(task: str) -> TrainedModel:
         if task not in models:
-            models[task] = load_model(*trained(task), device='cpu')
+            models[task] = load_model(*trained(task), device='cpu', options=FEWER.get(task))
         return models[task]
 
     return of

@@ -253,7 +253,7 @@ def test_metadata(exported, model):
     )
     assert facts['reduce_zero_label'] is True
     facts = OnnxFile(exported('instance')).facts
-    assert facts['settings'] == dict(score_thr=0.05, max_per_img=100, mask_threshold=0.5)
+    assert facts['settings'] == dict(score_thr=0.05, max_per_img=30, mask_threshold=0.5)
     steps = OnnxFile(exported('classification')).facts['resize']
     assert [step['type'] for step in steps] == ['ResizeEdge', 'CenterCrop']
     assert OnnxFile(exported('detection', uint8=True)).facts['input']['normalize'] is False
