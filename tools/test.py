@@ -20,6 +20,8 @@ from pvt_mm.engine import (
     run,
 )
 from pvt_mm.engine.outputs import keep_folders, leave_out_truth
+from pvt_mm.inference.models import AMP
+from pvt_mm.inference.testing import PredictionsHook, autocast_test
 from pvt_mm.weights import find_checkpoint
 
 
@@ -45,6 +47,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--gallery-size', type=int, default=2, metavar='N', help='how many best and worst: 2'
     )
+    parser.add_argument(
+        '--json',
+        metavar='FILE',
+        help="write the predictions in COCO's form, with the names of the classes, and the metrics",
+    )
+    parser.add_argument('--amp', choices=AMP, help='mixed precision')
     parser.add_argument(
         '--tta',
         action='store_true',
@@ -77,6 +85,8 @@ def main() -> None:
         check_folder(args.out if is_segmentor else os.path.dirname(args.out) or '.', '--out')
     if args.show_dir:
         check_folder(args.show_dir, '--show-dir')
+    if args.json:
+        check_folder(os.path.dirname(args.json) or '.', '--json')
     if args.show_dir and 'visualization' not in cfg.get('default_hooks', {}):
         raise UsageError(
             f'--show-dir: {args.config} has no default_hooks.visualization to draw with.'
@@ -118,6 +128,11 @@ def main() -> None:
 
         shown = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
         runner.register_hook(GalleryHook(args.gallery, shown, args.gallery_size))
+    if args.json:
+        info = dict(config=args.config, checkpoint=args.checkpoint)
+        runner.register_hook(PredictionsHook(args.json, info))
+    if args.amp:
+        autocast_test(runner, args.amp)
     runner.test()
 
 

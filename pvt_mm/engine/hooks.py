@@ -166,8 +166,28 @@ def keep_operators_float32(model: nn.Module) -> None:
             module.register_forward_pre_hook(cast, with_kwargs=True)
 
 
+def keep_answers_float32(model: nn.Module) -> None:
+    """Cast what the heads of a detector say to float32, for a test with mixed precision.
+
+    Boxes are then decoded and suppressed in float32: in bfloat16 their corners would have 8 bits,
+    and mmcv's suppression on a CPU knows float32 alone.
+    """
+
+    def cast(module: nn.Module, args: tuple, outputs: Any) -> Any:
+        return apply_to(outputs, _is_half, Tensor.float)
+
+    for module in model.modules():
+        names = {cls.__name__ for cls in type(module).__mro__}
+        if not names.isdisjoint(('BaseDenseHead', 'BBoxHead', 'FCNMaskHead')):
+            module.register_forward_hook(cast)
+
+
 def _is_bfloat16(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.bfloat16
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
 
 
 @FUNCTIONS.register_module()

@@ -26,20 +26,22 @@ def leave_out_truth(cfg: Config) -> None:
     if any((dataset.get('data_prefix') or {}).get('seg_map_path') for dataset in datasets):
         return
     for dataset in datasets:
-        dataset.pipeline = _without_annotations(dataset.pipeline)
+        dataset.pipeline = without_annotations(dataset.pipeline)
     evaluators = cfg.test_evaluator
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
     cfg.test_evaluator = [dict(e, format_only=True) for e in evaluators if e.get('output_dir')]
 
 
-def _without_annotations(steps: Any) -> Any:
+def without_annotations(steps: Any) -> Any:
+    """A pipeline without the steps that load annotations."""
     if isinstance(steps, (list, tuple)):
-        kept = map(_without_annotations, steps)
+        kept = map(without_annotations, steps)
         return [step for step in kept if step not in (None, [])]
-    if name_of(steps.get('type')) == 'LoadAnnotations':
+    name = name_of(steps.get('type'))
+    if name.startswith('Load') and name.endswith('Annotations'):
         return None
     inner = steps.get('transforms')
-    return dict(steps, transforms=_without_annotations(inner)) if inner else steps
+    return dict(steps, transforms=without_annotations(inner)) if inner else steps
 
 
 def keep_folders(runner: Runner) -> None:

@@ -22,7 +22,12 @@ from ..data.paths import leaf_datasets
 from ..engine.cli import OptionsAction, add_trust_argument, for_mmengine, import_host, open_config
 from ..engine.errors import UsageError
 from ..engine.gallery import choose_colours
-from ..engine.hooks import check_complete, compile_backbones, keep_operators_float32
+from ..engine.hooks import (
+    check_complete,
+    compile_backbones,
+    keep_answers_float32,
+    keep_operators_float32,
+)
 from ..weights import find_checkpoint, read_checkpoint
 
 AMP = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -117,8 +122,8 @@ def load_model(
         mmengine_checkpoint._load_checkpoint_to_model(net, content)  # as the Runner does
         meta = content.get('meta') or {}
     known = _metainfo(cfg, meta, _count_classes(net))
-    if amp == 'bfloat16':
-        keep_operators_float32(net)
+    if amp:
+        keep_float32(net)
     net = net.to(device).eval()
     if compile:
         compile_backbones(net)
@@ -131,6 +136,12 @@ def load_model(
         device,
         AMP.get(amp),
     )
+
+
+def keep_float32(net: nn.Module) -> None:
+    """Keep in float32 what a detector under autocast cannot do in less."""
+    keep_operators_float32(net)
+    keep_answers_float32(net)
 
 
 def task_of(cfg: Config, net: nn.Module) -> str:
