@@ -77,7 +77,7 @@ def with_backbone(files: Files, **backbone: object) -> TrainedModel:
 @pytest.mark.parametrize('task', CONFIGS)
 def test_the_input_is_that_of_the_test_loop(task, model, image, tmp_path):
     """From a file and from an array; the geometry is the one of the hosts."""
-    cv2.imwrite(str(tmp_path / 'a.png'), image[..., ::-1])
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
     from_file, from_array = prepare(model(task), tmp_path / 'a.png'), prepare(model(task), image)
     assert np.array_equal(from_file.image, image)
     assert torch.equal(from_file.inputs, from_array.inputs)
@@ -354,15 +354,15 @@ def test_grad_cam_of_a_detector(model, image):
             0
         ].pred_instances
     label = int(found.labels[0])
-    threshold = float(found.scores.quantile(0.5))
-    scores = found.scores[(found.labels == label) & (found.scores >= threshold)]
-    assert 2 < len(scores) < len(found)
+    scores = found.scores[found.labels == label]
+    threshold = float(scores[5:7].mean())  # they are sorted
+    scores = scores[:6]
 
     def score(x: torch.Tensor) -> torch.Tensor:
         outputs = net.bbox_head(net.extract_feat(x))[0]
         channels = torch.cat([o[0].unflatten(0, (-1, 6))[:, label].flatten() for o in outputs])
         values = channels.sigmoid()
-        chosen = (values.detach()[:, None] - scores).abs().min(1).values < 2e-7
+        chosen = (values.detach()[:, None] - scores).abs().min(1).values < 1e-6
         assert chosen.sum() == len(scores)
         return values[chosen].sum()
 
@@ -416,7 +416,7 @@ def test_mistakes(model, image, tmp_path):
             model('classification'), prepare(model('classification'), image), places=[(2, 9, 2, 9)]
         )
     (tmp_path / 'a.jpg').write_text('<html>')
-    with pytest.raises(UsageError, match=r'a\.jpg cannot be read as an image'):
+    with pytest.raises(UsageError, match=r'a\.jpg .*: name an image'):
         prepare(detector, tmp_path / 'a.jpg')
     for text in ('3', '1,2,3', '5,5,1,9', 'a,b'):
         with pytest.raises(ValueError):
@@ -445,7 +445,7 @@ def test_a_page(task, model, image, tmp_path):
     assert len({p.name for p in panels}) == len(panels)
     for panel in panels:
         picture = cv2.imread(str(tmp_path / f'a/{panel.name}.png'))
-        assert np.array_equal(picture[..., ::-1], panel.picture)
+        assert np.array_equal(picture, panel.picture)
         assert picture.shape == image.shape
     if task == 'classification':  # its centre is what the model sees
         heat = next(p.picture for p in panels if p.name == 'gradcam')
@@ -467,7 +467,7 @@ def test_the_tool(trained, image, tmp_path, monkeypatch, capsys):  # noqa: F811
     with pytest.raises(UsageError, match='1 of 3 images were left out'):
         tool.main()
     printed = capsys.readouterr()
-    assert f'{tmp_path}/broken.png cannot be read' in printed.err
+    assert f'{tmp_path}/broken.png is ' in printed.err
     assert printed.out.split() == [f'{tmp_path}/out/a.html', f'{tmp_path}/out/a_.html']
     assert sorted(p.name for p in (tmp_path / 'out/a_').iterdir()) == [
         'attention_2.0.png',

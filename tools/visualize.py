@@ -15,9 +15,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-from pvt_mm.engine import UsageError, run
-from pvt_mm.engine.cli import check_folder
-from pvt_mm.inference import add_model_arguments, load_from_args
+from pvt_mm.engine import UsageError, check_folder, install_safe_loader, run
+from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args
 from pvt_mm.visualize import KINDS, find_class, look, parse_place, prepare, write
 
 
@@ -26,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument('images', nargs='+', type=Path)
+    parser.add_argument('images', nargs='+', help='images, folders, globs or .txt lists of paths')
     parser.add_argument('--out', type=Path, default=Path('look'), help='a folder; default: look')
     parser.add_argument('--only', nargs='+', choices=KINDS, default=KINDS, help='default: all four')
     group = parser.add_argument_group('attention')
@@ -71,11 +70,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_folder(args.out, '--out')
+    images, videos = find_inputs(args.images)
+    if videos:
+        raise UsageError(f'{videos[0].name} is a video, expected images.')
+    install_safe_loader(args.trust_checkpoint)
     model = load_from_args(args)
     label = None if args.label is None else find_class(model, args.label)
     failed, names = 0, set()
-    for path in track(args.images, disable=not sys.stderr.isatty()):
-        name = path.stem
+    for path in track(images, 'Images', disable=not sys.stdout.isatty()):
+        name = Path(path).stem
         while name in names:  # images of the same name in several folders
             name += '_'
         names.add(name)
@@ -90,7 +93,7 @@ def main() -> None:
             continue
         print(write(found, model, name, str(args.checkpoint), args.out))
     if failed:
-        raise UsageError(f'{failed} of {len(args.images)} images were left out, see above.')
+        raise UsageError(f'{failed} of {len(images)} images were left out, see above.')
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class Panel(NamedTuple):
-    """A picture (H, W, 3), RGB, with the name of its file and what is below it."""
+    """A picture (H, W, 3), BGR, with the name of its file and what is below it."""
 
     name: str
     picture: np.ndarray
@@ -117,7 +117,7 @@ def _draw_maps(model: TrainedModel, view: View, small: View) -> Section:
         channels, height, width = features.shape
         cell = stride(view, (height, width))
         colours = small.to_image(principal_components(features, 3), (cell, cell))
-        picture = (255 * stretch(colours)).astype(np.uint8).transpose(1, 2, 0)
+        picture = (255 * stretch(colours)).astype(np.uint8).transpose(1, 2, 0)[..., ::-1]
         title = f'Stage {i}: {channels} channels, {width} × {height}'
         panels.append(Panel(f'maps_stage{i}', darken(picture, small), title))
     text = (
@@ -233,7 +233,7 @@ def overlay(view: View, values: np.ndarray) -> np.ndarray:
     inside = values[view.seen()]
     low = min(0.0, float(inside.min()))
     scaled = (values - low) / max(float(inside.max()) - low, 1e-12)
-    colours = 255 * colormaps['turbo'](np.clip(scaled, 0, 1))[..., :3]
+    colours = 255 * colormaps['turbo'](np.clip(scaled, 0, 1))[..., 2::-1]
     grey = view.image.mean(2, keepdims=True)  # the colours are those of the values alone
     return darken((0.45 * grey + 0.55 * colours).astype(np.uint8), view)
 
@@ -265,7 +265,7 @@ def write(
     (folder / name).mkdir(parents=True, exist_ok=True)
     for section in sections:
         for panel in section.panels:
-            _, data = cv2.imencode('.png', panel.picture[..., ::-1])
+            _, data = cv2.imencode('.png', panel.picture)
             (folder / name / f'{panel.name}.png').write_bytes(data.tobytes())
     source = resources.files(__package__).joinpath('page.html').read_text('utf-8')
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -282,6 +282,6 @@ def write(
 
 
 def embed(picture: np.ndarray) -> str:
-    """A picture (H, W, 3), RGB, as the address of an image that a page contains."""
-    _, data = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    """A picture (H, W, 3), BGR, as the address of an image that a page contains."""
+    _, data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return f'data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}'

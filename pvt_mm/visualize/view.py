@@ -1,24 +1,21 @@
 """An image as a trained model sees it, and the way back to the pixels of the image."""
 
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..data.paths import leaf_datasets
 from ..engine.errors import UsageError
 from ..inference import TrainedModel
+from ..inference.predict import Preparation
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the image
 
@@ -28,7 +25,7 @@ class View:
     """An image after the test pipeline and the preprocessor of a model.
 
     Attributes:
-        image: (H, W, 3), RGB, as it was loaded.
+        image: (H, W, 3), uint8, BGR, as it was loaded.
         inputs: (1, C, H_in, W_in), resized, normalised and padded.
         samples: What the host knows of the image, a list of one.
         scale: Factors of x and y from the image to the input.
@@ -128,76 +125,65 @@ def _inside(start: float, end: float, number: int, side: float) -> Tensor:
     return torch.tensor([min(max(middle, 0), number - 1)])
 
 
-def build_pipeline(model: TrainedModel) -> list[Any]:
-    """The transforms of the test data, without those that load annotations.
+class _Geometry:
+    """Where the pixels of an image go in a pipeline."""
 
-    Raises:
-        UsageError: the config has no test data, or another way to load an image.
-    """
-    loader = model.cfg.get('test_dataloader') or model.cfg.get('val_dataloader') or {}
-    for _, dataset in leaf_datasets({'test': loader['dataset']} if loader else {}):
-        steps = [step for step in dataset.pipeline if 'Annotations' not in str(step['type'])]
-        with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-            steps = [TRANSFORMS.build(copy.deepcopy(step)) for step in steps]
-        if steps and type(steps[0]).__name__ == 'LoadImageFromFile':
-            return steps
-    raise UsageError(
-        f'{model.cfg.filename} has no test_dataloader whose pipeline begins with LoadImageFromFile.'
-    )
+    def __init__(self) -> None:
+        self.scale, self.offset, self.size = np.ones(2), np.zeros(2), None
+
+    def watch(self, step: Callable[[dict], dict]) -> Callable[[dict], dict]:
+        """A transform that notes what it does to the size of an image."""
+        name = type(step).__name__
+
+        def run(results: dict) -> dict:
+            if 'img' not in results:
+                return step(results)
+            before = np.array(results['img'].shape[1::-1])
+            self.size = before if self.size is None else self.size
+            results = step(results)
+            if 'img' in results and 'Pad' not in name:  # to the right and to the bottom
+                self._change(name, before, np.array(results['img'].shape[1::-1]))
+            return results
+
+        return run
+
+    def _change(self, name: str, before: np.ndarray, after: np.ndarray) -> None:
+        if np.array_equal(before, after):
+            return
+        if name == 'CenterCrop':
+            self.offset -= np.maximum(0, np.round((before - after) / 2))
+        elif 'Crop' in name:
+            raise UsageError(f'The test pipeline has a {name}, after which places are unknown.')
+        else:
+            self.scale, self.offset = self.scale * after / before, self.offset * after / before
+        self.size = after
 
 
 def prepare(model: TrainedModel, image: str | Path | np.ndarray) -> View:
-    """Run the test pipeline of a model on an image, and remember where its pixels go.
+    """Run the test pipeline of a model on an image, and note where its pixels go.
 
     Args:
         model: From :func:`pvt_mm.inference.load_model`.
-        image: A file, or (H, W, 3) RGB from 0 to 255.
+        image: A file, or (H, W, 3), uint8, BGR.
 
     Raises:
         UsageError: the file is no image, or the pipeline crops otherwise than in the centre.
     """
-    load, *steps = build_pipeline(model)
-    results = dict(img_path='', img_id=0, seg_fields=[], reduce_zero_label=False)
-    is_rgb = getattr(load, 'channel_order', 'bgr') == 'rgb'
-    if isinstance(image, np.ndarray):
-        pixels = image if is_rgb else image[..., ::-1]
-        results.update(img=np.ascontiguousarray(pixels), img_shape=image.shape[:2])
-        results.update(ori_shape=image.shape[:2])
-    else:
-        results.update(img_path=str(image))
-        try:
-            results = load(results)
-        except Exception as error:  # of the file system, of OpenCV, of PIL, an assertion of mmcv
-            raise UsageError(f'{image} cannot be read as an image: {error}') from error
-        image = results['img'] if is_rgb else results['img'][..., ::-1]
-    scale, offset, size = np.ones(2), np.zeros(2), _size(results['img'])
-    for step in steps:
-        before = _size(results['img']) if 'img' in results else None
-        results = step(results)
-        after = _size(results['img']) if 'img' in results else before  # packed
-        name = type(step).__name__
-        if np.array_equal(before, after) or 'Pad' in name:  # to the right and to the bottom
-            continue
-        if name == 'CenterCrop':
-            offset -= np.maximum(0, np.round((before - after) / 2))
-        elif 'Crop' in name:
-            raise UsageError(f'The test pipeline has a {name}, which hides where pixels are.')
-        else:
-            scale, offset = scale * after / before, offset * after / before
-        size = after
-    data = model.net.data_preprocessor(pseudo_collate([results]), False)
+    preparation, geometry = Preparation(model.cfg), _Geometry()
+    steps = preparation.steps
+    steps.transforms = [geometry.watch(step) for step in steps.transforms]
+    loaded = preparation(image)
+    if loaded.problem:
+        raise UsageError(f'{loaded.path} {loaded.problem}: name an image.')
+    data = model.net.data_preprocessor(pseudo_collate(list(loaded.inputs)), False)
     return View(
-        np.ascontiguousarray(image),
+        loaded.image,
         data['inputs'],
         data['data_samples'],
-        tuple(scale.tolist()),
-        tuple(offset.tolist()),
-        tuple(size.tolist()),
+        tuple(geometry.scale.tolist()),
+        tuple(geometry.offset.tolist()),
+        tuple(geometry.size.tolist()),
     )
-
-
-def _size(image: np.ndarray) -> np.ndarray:
-    return np.array(image.shape[1::-1])
 
 
 def parse_place(text: str) -> Box:
