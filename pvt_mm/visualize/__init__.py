@@ -1,7 +1,14 @@
 """What a trained model looks at in an image: maps of its stages, attention, class activation."""
 
 from .cam import Cam, NothingFound, eigen_cam, find_class, grad_cam
-from .features import AttentionMap, attention, principal_components, stage_maps, stretch
+from .features import (
+    AttentionMap,
+    attention,
+    parse_block,
+    principal_components,
+    stage_maps,
+    stretch,
+)
 from .page import KINDS, look, write
 from .view import View, parse_place, prepare
 
@@ -16,6 +23,7 @@ __all__ = [
     'find_class',
     'grad_cam',
     'look',
+    'parse_block',
     'parse_place',
     'prepare',
     'principal_components',

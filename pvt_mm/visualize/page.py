@@ -165,16 +165,23 @@ def _name(place: Box) -> str:
     return ('the point ' if is_point else 'the box ') + ', '.join(f'{value:g}' for value in numbers)
 
 
-def _draw_heads(block: str, place: int, found: AttentionMap, small: View) -> list[Panel]:
-    heads, keys = found.weights.shape
-    name = f'attention_{block}' + (f'_place{place + 1}' if place else '')
-    mean = found.maps.mean(0)
+def describe_attention(found: AttentionMap) -> str:
+    """The strongest weight, beside what an equal share would be."""
+    keys, mean = found.weights.shape[1], found.maps.mean(0)
     text = (
         f'{found.tokens} token{"s" if found.tokens > 1 else ""}, {keys} keys; '
         f'the strongest has {100 * float(mean.max()):.2g} %, an equal share is {100 / keys:.2g} %'
     )
     if keys > mean.numel():
         text += f'; the class token has {100 * float(found.weights[:, 0].mean()):.2g} %'
+    return text
+
+
+def _draw_heads(block: str, place: int, found: AttentionMap, small: View) -> list[Panel]:
+    heads = len(found.maps)
+    name = f'attention_{block}' + (f'_place{place + 1}' if place else '')
+    mean = found.maps.mean(0)
+    text = describe_attention(found)
     drawn = [small.to_image(m[None], found.cell)[0] for m in (mean, *found.maps)]
     titles = [f'Block {block}' + (f', mean of {heads} heads' if heads > 1 else '')]
     titles += [f'Block {block}, head {i}' for i in range(1, heads + 1)]
