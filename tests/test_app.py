@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import re
@@ -226,16 +227,27 @@ def test_two_users_at_once(client, served, upload):
     assert most == [1, 1, 1]
 
 
-def test_pipelines_of_two_hosts_in_two_threads(trained):  # noqa: F811
+def test_pipelines_of_two_hosts_in_two_threads(trained, monkeypatch):  # noqa: F811
     """mmengine keeps the scope in which transforms are looked up in one place for all threads."""
     configs = [open_config(trained(task).config) for task in ('detection', 'segmentation')]
+    module = sys.modules[Preparation.__module__]
+    real, meet = module.Compose, threading.Barrier(2)
 
-    def build(i: int) -> str:
-        return type(Preparation(configs[i % 2]).steps.transforms[0]).__module__.split('.')[0]
+    def compose(steps: list) -> object:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meet.wait(0.2)  # for the other thread, which must not come
+        return real(steps)
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(build, range(64)))
-    assert found == [build(0), build(1)] * 32
+    monkeypatch.setattr(module, 'Compose', compose)
+
+    def build(cfg: object) -> list[str]:
+        return [type(step).__module__.split('.')[0] for step in Preparation(cfg).steps.transforms]
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        detection, segmentation = pool.map(build, configs)
+    assert 'mmdet' in detection and 'mmseg' not in detection
+    assert 'mmseg' in segmentation and 'mmdet' not in segmentation
+    assert meet.broken
 
 
 def test_names_and_packages(served, monkeypatch):
