@@ -355,6 +355,13 @@ def test_in_a_browser(browser, address, served, trained, upload, tmp_path):  # n
         counts.add(number)
     assert len(counts) == 3
 
+    # Labels of a crowd are drawn on request.
+    labels = page.locator('#labels')
+    assert not labels.is_checked()
+    plain = card.locator('canvas').evaluate('c => c.toDataURL()')
+    labels.check()
+    assert card.locator('canvas').evaluate('c => c.toDataURL()') != plain
+
     # A class that is left out is in no picture and in no file.
     before = card.locator('canvas').evaluate('c => c.toDataURL()')
     left = expected(middle, 0.15)

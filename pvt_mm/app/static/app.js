@@ -2,6 +2,7 @@
 // The server answers once for an image and a model; everything else is drawn from that answer.
 
 const $ = (id) => document.getElementById(id);
+const CROWD = 40; // boxes
 let models = [];
 let file = null;
 let round = 0; // of the image, so that late answers for an older one are dropped
@@ -127,7 +128,7 @@ function drawMap(context, model, view) {
 function drawBoxes(context, model, view) {
   const { annotations, width, height } = view.answer;
   const found = shown(model, view.answer);
-  const size = Math.max(10, Math.round(0.022 * Math.max(width, height)));
+  const size = Math.max(10 / view.scale, 0.022 * Math.max(width, height));
   context.globalAlpha = Number($('opacity').value);
   for (const i of found) {
     const mask = view.masks?.[i];
@@ -142,13 +143,15 @@ function drawBoxes(context, model, view) {
     const [red, green, blue] = model.colours[id - 1];
     context.strokeStyle = context.fillStyle = `rgb(${red},${green},${blue})`;
     context.strokeRect(x, y, w, h);
+    if (!$('labels').checked) continue;
     const text = `${name} ${score.toFixed(2)}`;
-    const wide = context.measureText(text).width + 6;
-    const bottom = Math.max(y, size + 4);
+    const edge = size / 4;
+    const wide = context.measureText(text).width + 2 * edge;
+    const bottom = Math.max(y, size + edge);
     const left = Math.max(0, Math.min(x, width - wide));
-    context.fillRect(left, bottom - size - 4, wide, size + 4);
+    context.fillRect(left, bottom - size - edge, wide, size + edge);
     context.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue > 140 ? '#000' : '#fff';
-    context.fillText(text, left + 3, bottom - 2);
+    context.fillText(text, left + edge, bottom - edge / 2);
   }
   return found.length;
 }
@@ -228,6 +231,8 @@ async function predict(model) {
     Object.assign(view.canvas, { width: scale * answer.width, height: scale * answer.height });
     view.canvas.style.maxWidth = `calc(80vh * ${answer.width / answer.height})`;
     view.buttons.hidden = view.canvas.hidden = false;
+    // Many labels would hide what they name.
+    if (isBoxes(model) && shown(model, answer).length > CROWD) $('labels').checked = false;
     if (model.task === 'classification') {
       view.list.replaceChildren(...answer.annotations.map(({ name, score }) => make(
         'li', {}, make('span', { textContent: name }), make('meter', { value: score, title: name }), `${(100 * score).toFixed(1)} %`)));
@@ -352,7 +357,7 @@ $('file').onchange = () => {
   open($('file').files[0]);
   $('file').value = ''; // the same file, changed meanwhile, can be chosen again
 };
-for (const name of ['score', 'overlap', 'opacity']) $(name).oninput = drawAll;
+for (const name of ['score', 'overlap', 'opacity', 'labels']) $(name).oninput = drawAll;
 $('forget').onclick = () => {
   views.forEach((view) => { view.attention = null; view.wanted = null; });
   $('forget').hidden = true;
