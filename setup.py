@@ -81,6 +81,7 @@ setup(
         # In addition, for classification. mmpretrain does not say that it needs torchvision.
         'onedl-classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
+        'draw': ['supervision>=0.25'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

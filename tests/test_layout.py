@@ -21,6 +21,7 @@ ALLOWED = {
 OWN_TESTS = {
     'tools.train': 'test_tools',
     'tools.test': 'test_testing',
+    'tools.predict': 'test_files',
     'dev.join_mmcv': 'test_packaging',
 }
 FILES = sorted(

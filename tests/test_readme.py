@@ -21,7 +21,8 @@ TEXTS = {page: (ROOT / page).read_text('utf-8') for page in PAGES}
 EXAMPLES = [
     pytest.param(match[1], id=f'{page}-{number}')
     for page, text in TEXTS.items()
-    if page != 'docs/own-data.md'  # test_own_data.py runs what that page says
+    # Their own tests run what these pages say.
+    if page not in ('docs/own-data.md', 'docs/predict.md')
     for number, match in enumerate(re.finditer(r'```python\n(.*?)```', text, re.DOTALL))
 ]
 CONFIGS = [example for example in EXAMPLES if '_base_' in example.values[0]]
@@ -107,4 +108,4 @@ def test_files_and_modules_that_a_page_names_exist(page):
 
 
 def test_the_readme_is_short():
-    assert TEXTS['README.md'].count('\n') <= 120
+    assert TEXTS['README.md'].count('\n') <= 130

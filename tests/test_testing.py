@@ -22,7 +22,10 @@ from mmengine.visualization import Visualizer
 from mmseg.visualization import SegLocalVisualizer
 from torch import nn
 
+from pvt_mm import PVT
 from pvt_mm.engine import UsageError, augment_test
+from pvt_mm.inference import load_model, predict
+from pvt_mm.inference.writers import as_annotations
 
 from .conftest import ROOT, import_tool, randomise
 from .data.conftest import annotations, write_coco
@@ -328,3 +331,52 @@ def test_a_segmentor_predicts_images_without_label_maps(arguments, data, tool):
     for path in Path('expected').glob('*.png'):
         found, expected = (cv2.imread(f'{f}/{path.name}', -1) for f in ('out', 'expected'))
         assert np.array_equal(found, expected)
+
+
+# --- --json, --amp ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'semfpn'])
+def test_json_has_the_predictions_of_tools_predict(name, data, tool):
+    """With the ids of the test data, the names of the classes, and the metrics."""
+    cfg = small(name, data)
+    tool(cfg, dict(state_dict=build(cfg).state_dict(), meta={}), '--json', 'found/all.json')
+    written = json.loads(Path('found/all.json').read_text())
+    folder = data / ('images' if name == 'semfpn' else 'val2017')
+    model = load_model('config.py', 'weights.pth', 'cpu')
+    ids = [category['id'] for category in written['categories']]
+    assert [category['name'] for category in written['categories']] == list(model.classes)
+    if name == 'retinanet':
+        content = annotations(2)
+        assert ids == [category['id'] for category in content['categories']]
+        known = {image['file_name']: image['id'] for image in content['images']}
+        assert {image['file_name']: image['id'] for image in written['images']} == known
+    assert len(written['images']) == 2
+    for image in written['images']:
+        (found,) = predict(model, str(folder / image['file_name']))
+        own = [a for a in written['annotations'] if a['image_id'] == image['id']]
+        expected = as_annotations(found, ids)
+        assert len(own) == len(expected) > 1
+        assert all(a.items() >= b.items() for a, b in zip(own, expected, strict=True))
+    assert {key.partition('/')[0] for key in written['info']['metrics']} >= {
+        'coco' if name == 'retinanet' else 'mIoU'
+    }
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'semfpn'])
+def test_mixed_precision(name, data, tool, monkeypatch):
+    """The backbone runs under autocast to bfloat16, and boxes are decoded after it."""
+    cfg = small(name, data)
+    dtypes = {}
+    forward = PVT.forward
+
+    def seen(self, images):
+        maps = forward(self, images)
+        dtypes.update(autocast=torch.get_autocast_dtype('cpu'), on=torch.is_autocast_enabled('cpu'))
+        return maps
+
+    monkeypatch.setattr(PVT, 'forward', seen)
+    state = build(cfg).state_dict()
+    tool(cfg, dict(state_dict=state, meta={}), '--json', 'half.json', '--amp', 'bfloat16')
+    assert dtypes == dict(autocast=torch.bfloat16, on=True)
+    assert len(json.loads(Path('half.json').read_text())['annotations']) > 1

@@ -81,10 +81,9 @@ def find_labels(names: list[str] | None, classes: tuple[str, ...]) -> list[int] 
 def main() -> None:
     args = parse_args()
     check_folder(args.out, '--out')
-    for name in ('batch_size', 'max_frames'):
-        if (getattr(args, name) or 1) < 1:
-            option = name.replace('_', '-')
-            raise UsageError(f'--{option} is {getattr(args, name)}, expected 1 or more.')
+    for option, value in (('batch-size', args.batch_size), ('max-frames', args.max_frames)):
+        if value is not None and value < 1:
+            raise UsageError(f'--{option} is {value}, expected 1 or more.')
     images, videos = find_inputs(args.inputs, args.recursive)
     install_safe_loader(args.trust_checkpoint)
     model = load_from_args(args)

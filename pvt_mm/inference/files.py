@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from .models import TrainedModel
-from .predict import predict
+from .predict import check_tiles, predict
 from .sources import Video
 from .writers import (
     CocoWriter,
@@ -89,6 +89,7 @@ def predict_files(
     Returns:
         The numbers; files that cannot be read are left out and named in the standard error output.
     """
+    check_tiles(model, options.get('tile'), options.get('overlap', 0.0))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     videos = [replace(video, limit=max_frames) for video in videos]

@@ -1,6 +1,7 @@
 """Predictions for images: those of the hosts, in batches, tiles and streams."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pvt_mm.engine import UsageError
 from pvt_mm.inference import Prediction, TrainedModel, load_model, predict
 from pvt_mm.inference.tiles import Tile, find_cut, join_maps, merge, split
 
+from ..conftest import ROOT
 from .conftest import CONFIGS
 
 SIDE = 64
@@ -104,6 +106,17 @@ def test_as_mmpretrain_predicts(models, paths):
     for found, expected in zip(predict(model, paths), inferencer(paths), strict=True):
         np.testing.assert_allclose(found.probabilities, expected['pred_scores'], atol=1e-6)
         assert found.names[0] == expected['pred_class']
+
+
+def test_the_example_of_the_page(trained, paths, capsys):
+    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/predict.md').read_text(), re.DOTALL)
+    config, checkpoint = trained('detection')
+    for name, path in (('a.jpg', paths[0]), ('b.jpg', paths[1]), ('epoch_12.pth', checkpoint)):
+        code = code.replace(f"'{name}'", f"'{path}'")
+    exec(code.replace('configs/retinanet/pvt_s_fpn_1x.py', str(config)), {})
+    lines = capsys.readouterr().out
+    for path, found in zip(paths, predict(load_model(config, checkpoint), paths[:2]), strict=False):
+        assert f'{path} {found.names} [' in lines
 
 
 # --- batches, workers, arrays, streams ----------------------------------------------------------
