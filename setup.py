@@ -82,6 +82,7 @@ setup(
         'onedl-classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
         'draw': ['supervision>=0.25'],
+        'app': ['starlette>=0.36', 'uvicorn>=0.27'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

@@ -32,7 +32,7 @@ from pvt_mm.visualize import (
     write,
 )
 
-from .conftest import import_tool, randomise
+from .conftest import ROOT, import_tool, randomise
 from .inference.conftest import CONFIGS, Files, trained  # noqa: F401
 
 HEIGHT, WIDTH = 97, 150  # no multiple of anything
@@ -473,3 +473,19 @@ def test_the_tool(trained, image, tmp_path, monkeypatch, capsys):  # noqa: F811
         'attention_2.0.png',
         'image.png',
     ]
+
+
+def test_the_example_of_the_page(trained, image, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """What docs/look.md shows runs, with the paths of a small model."""
+    (example,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/look.md').read_text(), re.DOTALL)
+    files = trained('detection')
+    example = example.replace('configs/retinanet/pvt_s_fpn_1x.py', str(files.config))
+    example = example.replace('epoch_12.pth', str(files.checkpoint)).replace('(3, 1)', '(3, 0)')
+    example = re.sub(r'130, 200, 130, 200', '30, 20, 30, 20', example).replace('[3, 1]', '[3, 0]')
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('photo.jpg', image)
+    names = {}
+    exec(example, names)
+    assert 'tensor([1' in capsys.readouterr().out
+    torch.testing.assert_close(names['found'].weights.sum(1), torch.ones(2).double())
+    assert names['picture'].shape == (HEIGHT, WIDTH)

@@ -151,8 +151,8 @@ def _draw_attention(
         sections.append(
             Section(
                 f'Attention of {_name(place) if places else "the whole image"}',
-                'How much the tokens there take from each place, the mean over them. Each picture '
-                'has its own scale.',
+                'The weight that the tokens of this place give to every other, averaged over these '
+                'tokens. Each picture has its own scale.',
                 panels,
             )
         )
@@ -218,9 +218,8 @@ def _draw_cam(
                 )
             )
     if cam.target is not None and len(used) < len(cam.levels):
-        text += (
-            f' Of {len(cam.levels)} levels these raise it: {", ".join(map(str, used)) or "none"}.'
-        )
+        contribute = ', '.join(map(str, used)) or 'none'
+        text += f' Levels that contribute, of 0 to {len(cam.levels) - 1}: {contribute}.'
     if cam.target is not None and cam.target.boxes is not None:
         for box in cam.target.boxes:
             mark(panels[0].picture, tuple(box.tolist()), factor)
