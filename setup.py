@@ -52,7 +52,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
-    package_data={'': ['*.html', '*.css', '*.js']},
+    package_data={'': ['*.html', 'static/*']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
     # None, so that installing this package never replaces an installed torch, mmcv, mmdet or mmseg.
