@@ -345,6 +345,22 @@ def test_grad_cam_of_a_segmentor(model, image):
     same(cam.levels[0], by_captum(segmentor, 'neck.fpn_convs.1.conv', view.inputs, score))
 
 
+def test_grad_cam_of_a_segmentor_with_one_channel(model, image, monkeypatch):
+    """The background is where the probability is below the threshold of the head."""
+    segmentor = model('segmentation')
+    net, view = segmentor.net, prepare(segmentor, image)
+    whole = net.encode_decode
+    monkeypatch.setattr(net, 'encode_decode', lambda *args: whole(*args)[:, 2:3])
+    with torch.no_grad():
+        logit = net.encode_decode(view.inputs, [view.samples[0].metainfo])[0, 0]
+    middle = float(logit.quantile(0.7))
+    is_object = logit > middle
+    monkeypatch.setattr(net.decode_head, 'threshold', 1 / (1 + np.exp(-middle)))
+    for label, logits, mask in ((1, logit, is_object), (0, 2 * middle - logit, ~is_object)):
+        found = grad_cam(segmentor, view, label=label).target.value
+        assert found == pytest.approx(float(logits[mask].mean()), rel=1e-4)
+
+
 def test_grad_cam_of_a_detector(model, image):
     """The scores that the test loop gives, through the choice of boxes."""
     detector = model('detection')

@@ -44,7 +44,8 @@ def main() -> None:
         device=args.device, amp=args.amp, compile=args.compile, trust=args.trust_checkpoint
     )
     named = [(Path(args.config).stem, args.config, args.checkpoint), *args.model]
-    hosts = ['127.0.0.1', 'localhost', args.host] if args.host == '127.0.0.1' else ['*']
+    local = ['127.0.0.1', 'localhost']
+    hosts = local if args.host in local else ['*']
     with listen(args.host, args.port) as listener:
         served = []
         for i, (name, config, checkpoint) in enumerate(named):

@@ -295,7 +295,10 @@ def _segmentation_target(
 ) -> Target:
     """The mean of a class's logits (C, h, w) over a region."""
     width, height = view.size
-    predicted = logits.argmax(0) if len(logits) > 1 else (logits[0] > 0).long()
+    if len(logits) == 1:  # of one class beside a background
+        middle = torch.logit(logits.new_tensor(model.net.decode_head.threshold))
+        logits = torch.cat([2 * middle - logits, logits])
+    predicted = logits.argmax(0)
     inside = torch.zeros_like(predicted, dtype=torch.bool)
     if region is None:
         inside[:height, :width] = True
@@ -310,6 +313,6 @@ def _segmentation_target(
                 f'No pixel is predicted as {model.classes[label]}: name a box, over which its '
                 f'logit is taken.'
             )
-    channel = logits[label] if len(logits) > 1 else logits[0]
     where = 'its pixels' if region is None else 'the box'
-    return Target(channel[inside].mean(), f'mean logit of {model.classes[label]} over {where}')
+    text = f'mean logit of {model.classes[label]} over {where}'
+    return Target(logits[label][inside].mean(), text)
