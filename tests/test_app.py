@@ -279,6 +279,8 @@ def test_the_tool(trained, monkeypatch, capsys):  # noqa: F811
         taken = other.getsockname()[1]
         with pytest.raises(UsageError, match=f'{taken} cannot be used .*: pass another --port'):
             listen('127.0.0.1', taken).__enter__()
+    with pytest.raises(UsageError, match=r'127\.0\.0\.1:99999 cannot be used'):
+        listen('127.0.0.1', 99999).__enter__()
 
 
 # --- in a browser --------------------------------------------------------------------------------

@@ -435,8 +435,10 @@ def test_mistakes(model, image, tmp_path):
     with pytest.raises(UsageError, match=r'a\.jpg .*: name an image'):
         prepare(detector, tmp_path / 'a.jpg')
     for text in ('3', '1,2,3', '5,5,1,9', 'a,b'):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=f'{text!r} is neither x,y nor x1,y1,x2,y2'):
             parse_place(text)
+    assert parse_place('1,2.5') == (1, 2.5, 1, 2.5)
+    assert parse_place('1,2,3,4') == (1, 2, 3, 4)
     assert not any(module._forward_hooks for module in detector.net.modules())
 
 

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from pvt_mm.engine import UsageError, check_folder, install_safe_loader, run
 from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args
-from pvt_mm.visualize import KINDS, find_class, look, parse_place, prepare, write
+from pvt_mm.visualize import KINDS, Box, find_class, look, parse_place, prepare, write
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
             metavar=text,
             nargs='+',
             action='extend',
-            type=parse_place,
+            type=place,
             default=[],
             help='whose attention is shown; default: that of the whole image',
         )
@@ -67,6 +67,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def place(text: str) -> Box:
+    try:
+        return parse_place(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> None:
     args = parse_args()
     check_folder(args.out, '--out')
@@ -88,7 +95,8 @@ def main() -> None:
                 model, view, args.only, args.places, args.block, args.layer, label, args.score_thr
             )
         except UsageError as error:
-            print(f'{path}: {error}', file=sys.stderr)
+            text = str(error)
+            print(text if text.startswith(path) else f'{path}: {text}', file=sys.stderr)
             failed += 1
             continue
         print(write(found, model, name, str(args.checkpoint), args.out))

@@ -188,9 +188,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     """
     try:
         listener = socket.create_server((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UsageError(
-            f'{host}:{port} cannot be used ({error.strerror}): pass another --port or --host.'
+            f'{host}:{port} cannot be used ({error}): pass another --port or --host.'
         ) from error
     with listener:
         yield listener

@@ -10,11 +10,12 @@ from .features import (
     stretch,
 )
 from .page import KINDS, look, write
-from .view import View, parse_place, prepare
+from .view import Box, View, parse_place, prepare
 
 __all__ = [
     'KINDS',
     'AttentionMap',
+    'Box',
     'Cam',
     'NothingFound',
     'View',

@@ -1,7 +1,7 @@
 """An image as a trained model sees it, and the way back to the pixels of the image."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,9 +192,11 @@ def parse_place(text: str) -> Box:
     Raises:
         ValueError: it is neither.
     """
-    numbers: Sequence[float] = [float(word) for word in text.split(',')]
-    if len(numbers) == 2:
-        numbers = [*numbers, *numbers]
-    if len(numbers) != 4 or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
-        raise ValueError(f'{text!r} is neither x,y nor x1,y1,x2,y2.')
-    return tuple(numbers)
+    words = text.split(',')
+    try:
+        x1, y1, x2, y2 = map(float, words if len(words) > 2 else 2 * words)
+    except ValueError:
+        x1, x2, y1, y2 = 1, 0, 0, 0
+    if x1 > x2 or y1 > y2:
+        raise ValueError(f'{text!r} is neither x,y nor x1,y1,x2,y2, expected x1 <= x2, y1 <= y2.')
+    return x1, y1, x2, y2
