@@ -52,6 +52,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
+    package_data={'': ['*.html', 'static/*']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
     # None, so that installing this package never replaces an installed torch, mmcv, mmdet or mmseg.
@@ -82,6 +83,7 @@ setup(
         'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
         'draw': ['supervision>=0.25'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
+        'app': ['starlette>=0.36', 'uvicorn>=0.27'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

@@ -168,6 +168,10 @@ def test_all_commands_of_mim(mim, local, tree, server, shapes, tmp_path):
     options = ['--work-dir', work_dir, *options]
     printed = mim('test', 'pvt-mmlab', config, '--checkpoint', checkpoint, *options, **shapes)
     assert 'Epoch(test) [4/4]' in printed
+    image = next(Path(shapes['COCO_ROOT'], 'val2017').iterdir())
+    command = ['visualize', config, checkpoint, image, '--out', tmp_path / 'look', '--only', 'maps']
+    mim('run', 'pvt-mmlab', *command, '--cfg-options', *DETECTOR, **shapes)
+    assert (tmp_path / f'look/{image.stem}.html').is_file()
 
     if not is_fork():  # openmim pins setuptools 60, which has no editable installs by PEP 660
         return

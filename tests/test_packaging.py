@@ -40,6 +40,7 @@ EXTRAS = {
     },
     'onedl-classification': {'onedl-mmpretrain>=1.3.6', 'torchvision'},
     'openmmlab-classification': {'mmpretrain<1.3,>=1.2.0', 'torchvision'},
+    'app': {'starlette>=0.36', 'uvicorn>=0.27'},
 }
 
 
@@ -119,10 +120,9 @@ def test_configs_and_tools_are_in_the_wheel_as_they_are(wheel, tree):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel, tree, info):
     assert {name.split('/')[0] for name in wheel} == {'pvt_mm', info}
-    modules = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
-    package = tree / 'pvt_mm'
-    paths = package.rglob('*.py')
-    assert modules == {p.relative_to(package).as_posix(): p.read_bytes() for p in paths}
+    files = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
+    assert {'visualize/page.html', 'app/static/page.html', 'app/static/app.js'} <= set(files)
+    assert files == contents(tree / 'pvt_mm')
     # A script would be listed before the package in RECORD, where mim looks for its folder.
     assert f'{info}/entry_points.txt' not in wheel
 

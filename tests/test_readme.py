@@ -18,11 +18,12 @@ from .conftest import ROOT
 PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
 PAGES += sorted(f'docs/{path.name}' for path in ROOT.glob('docs/*.md'))
 TEXTS = {page: (ROOT / page).read_text('utf-8') for page in PAGES}
+# Tests of their own run what these pages say.
+OWN_TESTS = {f'docs/{name}.md' for name in ('own-data', 'predict', 'serving', 'look')}
 EXAMPLES = [
     pytest.param(match[1], id=f'{page}-{number}')
     for page, text in TEXTS.items()
-    # Their own tests run what these pages say.
-    if page not in ('docs/own-data.md', 'docs/predict.md', 'docs/serving.md')
+    if page not in OWN_TESTS
     for number, match in enumerate(re.finditer(r'```python\n(.*?)```', text, re.DOTALL))
 ]
 CONFIGS = [example for example in EXAMPLES if '_base_' in example.values[0]]

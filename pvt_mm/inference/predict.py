@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..engine.errors import UsageError
 from ..engine.outputs import without_annotations
 from .models import TrainedModel
 from .tiles import Tile, find_cut, hull, join_maps, merge, split
+
+_SCOPE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,8 @@ class Preparation:
     def __init__(self, cfg: Config, tile: int | None = None, overlap: float = 0.0) -> None:
         self.is_detector = cfg.default_scope == 'mmdet'
         self.tile, self.overlap = tile, overlap
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        # mmengine has one scope for all threads.
+        with _SCOPE, DefaultScope.overwrite_default_scope(cfg.default_scope):
             load, *steps = Compose(pipeline_of(cfg)).transforms
         self.load = Loading(load)
         self.steps = Compose(steps)
