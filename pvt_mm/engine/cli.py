@@ -153,9 +153,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options, splits)
     cfg.launcher = args.launcher
-    hooks = cfg.get('custom_hooks') or []
-    if args.compile and 'CompileBackboneHook' not in {name_of(hook['type']) for hook in hooks}:
-        cfg.custom_hooks = [*hooks, dict(type='CompileBackboneHook')]
+    if args.compile:
+        add_hook(cfg, 'CompileBackboneHook')
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
@@ -169,6 +168,13 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
         report_problems(problems, args.no_check or ())
     install_safe_loader(args.trust_checkpoint)
     return cfg
+
+
+def add_hook(cfg: Config, name: str) -> None:
+    """Add a hook to a config that does not have it."""
+    hooks = cfg.get('custom_hooks') or []
+    if name not in {name_of(hook['type']) for hook in hooks}:
+        cfg.custom_hooks = [*hooks, dict(type=name)]
 
 
 def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> Config:
