@@ -62,7 +62,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     cfg = load_config(args, splits=['test'])
-    cfg.load_from = str(checkpoint)
+    cfg.load_from, cfg.resume = str(checkpoint), False
     # mmengine would build the training loop, and need its data, to number the pictures.
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     is_segmentor = cfg.default_scope == 'mmseg'

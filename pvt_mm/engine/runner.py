@@ -1,15 +1,18 @@
 """mmengine's Runner for a console: readable, interruptible, several processes on a CPU."""
 
+import json
 import logging
 import os
 import pickle
 import re
+import shlex
 import signal
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -74,6 +77,16 @@ class ToolRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(ConsoleFilter())
         return logger
+
+    @master_only
+    def dump_config(self) -> None:
+        super().dump_config()
+        about = dict(
+            command=shlex.join(['python', *sys.argv]),
+            folder=os.getcwd(),
+            config=os.path.abspath(self.cfg.filename or ''),
+        )
+        Path(self.log_dir, 'run.json').write_text(json.dumps(about, indent=1))
 
     def register_hooks(self, *args, **kwargs) -> None:
         super().register_hooks(*args, **kwargs)

@@ -160,9 +160,9 @@ def loss_dataloader(cfg: Config) -> dict:
     """
     loader = copy.deepcopy(cfg.val_dataloader)
     train = [d for _, d in leaf_datasets({'train': cfg.train_dataloader.dataset})]
-    annotations = [s for d in train for s in d.get('pipeline', ()) if _loads_annotations(s)]
+    annotations = [s for d in train for s in d.get('pipeline', ()) if loads_annotations(s)]
     for key, dataset in leaf_datasets({'val_dataloader.dataset': loader['dataset']}):
-        steps = [s for s in dataset.get('pipeline', ()) if not _loads_annotations(s)]
+        steps = [s for s in dataset.get('pipeline', ()) if not loads_annotations(s)]
         first = [i for i, s in enumerate(steps) if name_of(s['type']).startswith('LoadImage')]
         if annotations and not first:
             raise UsageError(f'--val-loss: {key}.pipeline has no step LoadImage...: add it.')
@@ -176,5 +176,6 @@ def loss_dataloader(cfg: Config) -> dict:
     return loader
 
 
-def _loads_annotations(step: Mapping) -> bool:
+def loads_annotations(step: Mapping) -> bool:
+    """Whether a step of a pipeline reads boxes, masks or label maps."""
     return bool(re.fullmatch(r'Load\w*Annotations', name_of(step['type'])))
