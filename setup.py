@@ -52,6 +52,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
+    package_data={'pvt_mm.report': ['page.html']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
     # None, so that installing this package never replaces an installed torch, mmcv, mmdet or mmseg.
@@ -80,6 +81,9 @@ setup(
         # In addition, for classification. mmpretrain does not say that it needs torchvision.
         'onedl-classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
+        # For tools/report.py, and for --tracker tensorboard.
+        'report': ['jinja2>=3', 'faster-coco-eval>=1.8'],
+        'tensorboard': ['tensorboard>=2.13'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

@@ -40,6 +40,8 @@ EXTRAS = {
     },
     'onedl-classification': {'onedl-mmpretrain>=1.3.6', 'torchvision'},
     'openmmlab-classification': {'mmpretrain<1.3,>=1.2.0', 'torchvision'},
+    'report': {'jinja2>=3', 'faster-coco-eval>=1.8'},
+    'tensorboard': {'tensorboard>=2.13'},
 }
 
 
@@ -121,7 +123,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel, tree, info):
     assert {name.split('/')[0] for name in wheel} == {'pvt_mm', info}
     modules = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
     package = tree / 'pvt_mm'
-    paths = package.rglob('*.py')
+    paths = [*package.rglob('*.py'), *package.rglob('*.html')]
+    assert package / 'report/page.html' in paths
     assert modules == {p.relative_to(package).as_posix(): p.read_bytes() for p in paths}
     # A script would be listed before the package in RECORD, where mim looks for its folder.
     assert f'{info}/entry_points.txt' not in wheel
