@@ -89,7 +89,9 @@ def main() -> None:
             cfg.default_hooks.visualization.out_dir = folder
         elif is_segmentor:
             backend = dict(type='LocalVisBackend', save_dir=folder, img_save_dir='')
-            cfg.visualizer.vis_backends = [backend]
+            others = cfg.visualizer.vis_backends if args.tracker else []
+            trackers = [b for b in others if b['type'] != 'LocalVisBackend']
+            cfg.visualizer.vis_backends = [backend, *trackers]
         else:
             cfg.default_hooks.visualization.test_out_dir = folder
     evaluators = cfg.test_evaluator

@@ -33,6 +33,7 @@ from ..environment import HOSTS, explain, find_problems, leave_out_multimodal
 from ..weights import find_checkpoint, read_checkpoint
 from ..weights.names import select, unwrap
 from .errors import TrainingStopped, UsageError
+from .trackers import TRACKERS, add_trackers
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
 # defaults that are part of the recipes.
@@ -88,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser)
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+    )
+    parser.add_argument(
+        '--tracker',
+        action='append',
+        choices=TRACKERS,
+        default=[],
+        help='write the curves there too, offline; may be repeated',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     add_trust_argument(parser)
@@ -155,6 +163,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     cfg.launcher = args.launcher
     if args.compile:
         add_hook(cfg, 'CompileBackboneHook')
+    if args.tracker:
+        add_trackers(cfg, args.tracker)
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default

@@ -48,7 +48,7 @@ def predict(work_dir: Path, config: Path, checkpoint: Path, args: argparse.Names
         A pickle file, or a folder of label maps.
     """
     folder = work_dir / FOLDER
-    shared = dict(launcher='none', local_rank=0, compile=False, work_dir=str(folder))
+    shared = dict(launcher='none', local_rank=0, compile=False, tracker=[], work_dir=str(folder))
     given = argparse.Namespace(**vars(args) | shared | dict(config=str(config)))
     cfg = load_config(given, splits=['test'])
     cfg.load_from, cfg.resume = str(checkpoint), False
