@@ -37,6 +37,7 @@ from .hooks import (
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
+from .progress import ProgressHook, is_terminal
 from .resume import STATE, check_readable, describe_changes, each, find_newest
 from .signals import SignalWatch, StopOnSignalHook, Stopped
 
@@ -92,6 +93,8 @@ class ToolRunner(Runner):
         super().register_hooks(*args, **kwargs)
         if not torch.cuda.is_available() and sys.platform != 'win32':
             self.add_hook(PeakMemoryHook())
+        if is_terminal():
+            self.add_hook(ProgressHook())
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
@@ -251,10 +254,28 @@ class ToolRunner(Runner):
                 raise
             finally:
                 self._hooks.remove(hook)
+                self._end_progress()
         handler = watch.handlers.get(number)
         if callable(handler) and handler is not signal.default_int_handler:
             signal.raise_signal(number)  # the handler of a user
         raise SystemExit(128 + number)
+
+    def test(self) -> dict[str, float]:
+        try:
+            return super().test()
+        finally:
+            self._end_progress()
+
+    def val(self) -> dict[str, float]:
+        try:
+            return super().val()
+        finally:
+            self._end_progress()
+
+    def _end_progress(self) -> None:
+        for hook in self.hooks:
+            if isinstance(hook, ProgressHook):
+                hook.stop()
 
 
 def _initial_rate(wrapper: OptimWrapper) -> float:
