@@ -174,11 +174,17 @@ def flatten(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for name, part in value.items():
             yield from flatten(part, f'{key}.{name}' if key else str(name))
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
+    elif isinstance(value, (list, tuple)) and _has_mapping(value):
         for i, part in enumerate(value):
             yield from flatten(part, f'{key}.{i}')
     else:
         yield key, list(value) if isinstance(value, tuple) else value
+
+
+def _has_mapping(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_mapping, value))
+    return isinstance(value, Mapping)
 
 
 def settings(cfg: Config) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pvt_mm.engine.trackers import TRACKERS, add_trackers
 
 from .toys import evaluation, toy_runner
 
+pytest.importorskip('tensorboard')
+
 
 def tracked(**config: dict) -> Config:
     cfg = Config(dict(default_hooks=dict(logger=dict(type='LoggerHook'))) | config)
