@@ -69,6 +69,7 @@ MEASURED = (
     *('paths', 'annotations', 'check', 'coco', 'labelmaps', 'loading', 'report'),
     *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'keys', 'testing', 'gallery'),
     *('classifiers', 'imagenet'),
+    *('validation', 'trackers', 'progress', 'errors', 'boxes'),
 )
 
 

@@ -125,7 +125,7 @@ def analyse_boxes(samples: Sequence[Sample], classes: Sequence[str], kind: str) 
     for label, row in enumerate(rows):
         _best_threshold(row, scores[labels == label], is_true[labels == label])
     _best_threshold(total, scores, is_true)
-    ap50, losses = find_losses(images, len(classes))
+    ap50, losses = find_losses(images, len(classes), matches)
     bins = calibrate(scores, is_true)
     return BoxAnalysis(
         kind,
@@ -276,8 +276,9 @@ def _curves(
         return []
     mean = np.mean([curve['precision_list'] for curve in made], axis=0)
     worst = sorted(made, key=lambda curve: curve['auc'])[:5]
+    several = [(f'mean of {len(made)} classes', made[0]['recall_list'], mean)]
     return [
-        (f'mean of {len(made)} classes', made[0]['recall_list'], mean),
+        *(several if len(made) > 1 else []),
         *(
             (classes[curve['category_id'] - 1], curve['recall_list'], curve['precision_list'])
             for curve in worst

@@ -105,9 +105,17 @@ class Loss(NamedTuple):
     cost: float
 
 
-def find_losses(images: Sequence[Image], classes: int) -> tuple[float, dict[str, Loss]]:
-    """The mean AP at 0.5 over the classes that have objects, and what each error takes from it."""
-    matches = [match(image) for image in images]
+def find_losses(
+    images: Sequence[Image], classes: int, matches: Sequence[Match] | None = None
+) -> tuple[float, dict[str, Loss]]:
+    """The mean AP at 0.5 over the classes that have objects, and what each error takes from it.
+
+    Args:
+        images: The data.
+        classes: Their number.
+        matches: Those of the images, if they are known.
+    """
+    matches = matches or [match(image) for image in images]
     points = []  # (class, score, kind, image, target)
     objects = np.zeros(classes, int)
     missed = np.zeros(classes, int)

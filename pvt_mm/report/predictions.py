@@ -55,6 +55,8 @@ def predict(work_dir: Path, config: Path, checkpoint: Path, args: argparse.Names
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.custom_hooks = None
     cfg.experiment_name = f'report-{work_dir.resolve()}'.replace('/', '-')
+    if cfg.get('visualizer'):
+        cfg.visualizer.name = cfg.experiment_name  # mmengine keeps one for each name
     path = folder / file_name(cfg)
     if cfg.default_scope == 'mmseg':
         evaluators = cfg.test_evaluator
