@@ -84,6 +84,9 @@ setup(
         'draw': ['supervision>=0.25'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
         'app': ['starlette>=0.36', 'uvicorn>=0.27'],
+        # For tools/report.py, and for --tracker tensorboard.
+        'report': ['jinja2>=3', 'faster-coco-eval>=1.8'],
+        'tensorboard': ['tensorboard>=2.13'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from . import class_accuracy, evaluation  # noqa: F401 (register)
-from .engine import briefing, hooks, schedule  # noqa: F401 (register)
+from .engine import briefing, hooks, schedule, trackers, validation  # noqa: F401 (register)
 from .environment import HOSTS, checks_itself, find_mmcv_problem, installed_version
 from .pvt import PVT, PVTv2
 from .version import __version__

@@ -70,6 +70,7 @@ MEASURED = (
     *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'keys', 'testing', 'gallery'),
     *('classifiers', 'imagenet'),
     *('visualize', 'app'),
+    *('validation', 'trackers', 'progress', 'errors', 'boxes'),
 )
 
 

@@ -41,6 +41,8 @@ EXTRAS = {
     'onedl-classification': {'onedl-mmpretrain>=1.3.6', 'torchvision'},
     'openmmlab-classification': {'mmpretrain<1.3,>=1.2.0', 'torchvision'},
     'app': {'starlette>=0.36', 'uvicorn>=0.27'},
+    'report': {'jinja2>=3', 'faster-coco-eval>=1.8'},
+    'tensorboard': {'tensorboard>=2.13'},
 }
 
 
@@ -121,7 +123,12 @@ def test_configs_and_tools_are_in_the_wheel_as_they_are(wheel, tree):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel, tree, info):
     assert {name.split('/')[0] for name in wheel} == {'pvt_mm', info}
     files = {n: c for n, c in packed(wheel, 'pvt_mm/').items() if not n.startswith('.mim/')}
-    assert {'visualize/page.html', 'app/static/page.html', 'app/static/app.js'} <= set(files)
+    assert {
+        'report/page.html',
+        'visualize/page.html',
+        'app/static/page.html',
+        'app/static/app.js',
+    } <= set(files)
     assert files == contents(tree / 'pvt_mm')
     # A script would be listed before the package in RECORD, where mim looks for its folder.
     assert f'{info}/entry_points.txt' not in wheel

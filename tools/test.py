@@ -70,7 +70,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     cfg = load_config(args, splits=['test'])
-    cfg.load_from = str(checkpoint)
+    cfg.load_from, cfg.resume = str(checkpoint), False
     # mmengine would build the training loop, and need its data, to number the pictures.
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     is_segmentor = cfg.default_scope == 'mmseg'
@@ -99,7 +99,9 @@ def main() -> None:
             cfg.default_hooks.visualization.out_dir = folder
         elif is_segmentor:
             backend = dict(type='LocalVisBackend', save_dir=folder, img_save_dir='')
-            cfg.visualizer.vis_backends = [backend]
+            others = cfg.visualizer.vis_backends if args.tracker else []
+            trackers = [b for b in others if b['type'] != 'LocalVisBackend']
+            cfg.visualizer.vis_backends = [backend, *trackers]
         else:
             cfg.default_hooks.visualization.test_out_dir = folder
     evaluators = cfg.test_evaluator

@@ -15,7 +15,7 @@ import torch
 from mmengine.registry import RUNNERS
 
 from pvt_mm.data.classes import name_of
-from pvt_mm.engine import ToolRunner, UsageError, add_arguments, load_config, run
+from pvt_mm.engine import ToolRunner, UsageError, add_arguments, add_hook, load_config, run
 from pvt_mm.engine.resume import find_candidates, find_newest
 
 
@@ -42,6 +42,11 @@ def parse_args() -> argparse.Namespace:
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate by batch size over the config's base_batch_size",
+    )
+    parser.add_argument(
+        '--val-loss',
+        action='store_true',
+        help='compute the loss of the validation images too, after each validation',
     )
     add_arguments(parser)
     return parser.parse_args()
@@ -80,6 +85,14 @@ def main() -> None:
                 f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size.'
             )
         cfg.auto_scale_lr.enable = True
+    if args.val_loss and (not cfg.get('val_dataloader') or 'runner_type' in cfg):
+        raise UsageError(
+            f'--val-loss: {args.config} has '
+            + ('a runner_type' if 'runner_type' in cfg else 'no val_dataloader')
+            + ', so the loss of the validation images cannot be computed: leave --val-loss out.'
+        )
+    if args.val_loss:
+        add_hook(cfg, 'ValidationLossHook')
     is_mixed = name_of(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper'
     if is_mixed and not torch.cuda.is_available():
         raise UsageError(

@@ -5,6 +5,7 @@ from .checkpoints import DurableCheckpointHook
 from .cli import (
     add_arguments,
     add_config_options,
+    add_hook,
     check_folder,
     import_host,
     install_safe_loader,
@@ -31,6 +32,7 @@ __all__ = [
     'UsageError',
     'add_arguments',
     'add_config_options',
+    'add_hook',
     'augment_test',
     'check_data',
     'check_folder',

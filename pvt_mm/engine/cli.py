@@ -33,6 +33,7 @@ from ..environment import HOSTS, explain, find_problems, leave_out_multimodal
 from ..weights import find_checkpoint, read_checkpoint
 from ..weights.names import select, unwrap
 from .errors import TrainingStopped, UsageError
+from .trackers import TRACKERS, add_trackers
 
 # Messages that do not help a user of our configs: about packages that these do not need, and about
 # defaults that are part of the recipes.
@@ -88,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser)
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+    )
+    parser.add_argument(
+        '--tracker',
+        action='append',
+        choices=TRACKERS,
+        default=[],
+        help='write the curves there too, offline; may be repeated',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     add_trust_argument(parser)
@@ -153,9 +161,10 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options, splits)
     cfg.launcher = args.launcher
-    hooks = cfg.get('custom_hooks') or []
-    if args.compile and 'CompileBackboneHook' not in {name_of(hook['type']) for hook in hooks}:
-        cfg.custom_hooks = [*hooks, dict(type='CompileBackboneHook')]
+    if args.compile:
+        add_hook(cfg, 'CompileBackboneHook')
+    if args.tracker:
+        add_trackers(cfg, args.tracker)
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
@@ -169,6 +178,13 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
         report_problems(problems, args.no_check or ())
     install_safe_loader(args.trust_checkpoint)
     return cfg
+
+
+def add_hook(cfg: Config, name: str) -> None:
+    """Add a hook to a config that does not have it."""
+    hooks = cfg.get('custom_hooks') or []
+    if name not in {name_of(hook['type']) for hook in hooks}:
+        cfg.custom_hooks = [*hooks, dict(type=name)]
 
 
 def read_config(path: str | Path, options: dict, splits: Sequence[str] = ()) -> Config:

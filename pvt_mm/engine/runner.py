@@ -1,15 +1,18 @@
 """mmengine's Runner for a console: readable, interruptible, several processes on a CPU."""
 
+import json
 import logging
 import os
 import pickle
 import re
+import shlex
 import signal
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -34,6 +37,7 @@ from .hooks import (
     UnreadableImagesHook,
 )
 from .nonfinite import NaNGuardHook
+from .progress import ProgressHook, is_terminal
 from .resume import STATE, check_readable, describe_changes, each, find_newest
 from .signals import SignalWatch, StopOnSignalHook, Stopped
 
@@ -75,10 +79,22 @@ class ToolRunner(Runner):
                 handler.addFilter(ConsoleFilter())
         return logger
 
+    @master_only
+    def dump_config(self) -> None:
+        super().dump_config()
+        about = dict(
+            command=shlex.join(['python', *sys.argv]),
+            folder=os.getcwd(),
+            config=os.path.abspath(self.cfg.filename or ''),
+        )
+        Path(self.log_dir, 'run.json').write_text(json.dumps(about, indent=1))
+
     def register_hooks(self, *args, **kwargs) -> None:
         super().register_hooks(*args, **kwargs)
         if not torch.cuda.is_available() and sys.platform != 'win32':
             self.add_hook(PeakMemoryHook())
+        if is_terminal():
+            self.add_hook(ProgressHook())
         self.add_hook(DataWaitHook())
         self.add_hook(UnreadableImagesHook())
         self.add_hook(BriefingHook())
@@ -238,10 +254,28 @@ class ToolRunner(Runner):
                 raise
             finally:
                 self._hooks.remove(hook)
+                self._end_progress()
         handler = watch.handlers.get(number)
         if callable(handler) and handler is not signal.default_int_handler:
             signal.raise_signal(number)  # the handler of a user
         raise SystemExit(128 + number)
+
+    def test(self) -> dict[str, float]:
+        try:
+            return super().test()
+        finally:
+            self._end_progress()
+
+    def val(self) -> dict[str, float]:
+        try:
+            return super().val()
+        finally:
+            self._end_progress()
+
+    def _end_progress(self) -> None:
+        for hook in self.hooks:
+            if isinstance(hook, ProgressHook):
+                hook.stop()
 
 
 def _initial_rate(wrapper: OptimWrapper) -> float:
