@@ -28,7 +28,7 @@ EXAMPLES = [
 CONFIGS = [example for example in EXAMPLES if '_base_' in example.values[0]]
 SCRIPTS = [example for example in EXAMPLES if example not in CONFIGS]
 # Folders of the repository in which a document may name a file.
-FOLDERS = 'benchmarks|configs|dev|docs|pvt_mm|requirements|tests|tools'
+FOLDERS = 'benchmarks|configs|dev|docs|examples|pvt_mm|requirements|tests|tools'
 
 
 def build(example: str, folder: Path) -> tuple[Config, torch.nn.Module]:
