@@ -1,4 +1,4 @@
-"""Imports point one way: tests -> benchmarks -> pvt_mm <- tools, examples. The package has no circle."""
+"""Imports point one way: tests -> benchmarks -> pvt_mm <- tools, examples. No circle in pvt_mm."""
 
 import ast
 import graphlib
