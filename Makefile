@@ -34,7 +34,7 @@ lint: $(STAMP)  ## ruff: rules and format
 	"$(VENV)/bin/ruff" format --check .
 
 docs: $(DOCS)  ## the documents as a site, build/docs/index.html; any warning is an error
-	.venv-docs/bin/python -m sphinx -W --keep-going -q -c docs . build/docs
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -c docs . build/docs
 
 links: $(DOCS)  ## follow every link of the documents to other sites, which needs a network
 	.venv-docs/bin/python -m sphinx -b linkcheck -q -c docs . build/links

@@ -8,12 +8,14 @@ import re
 import shutil
 from pathlib import Path
 
+from autoapi._objects import PythonObject
 from docutils.nodes import document
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
-PROJECT_PAGES = ['CONTRIBUTING', 'CHANGELOG', 'demo/nuclei/README', 'README.zh-CN']
+PROJECT_PAGES = ['CONTRIBUTING', 'CHANGELOG']
+PROJECT_PAGES += ['Data of the demonstration <demo/nuclei/README>', '简体中文 <README.zh-CN>']
 
 project = 'pvt_mm'
 author = project_copyright = 'pvt_mm contributors'
@@ -40,6 +42,8 @@ suppress_warnings = ['autoapi.python_import_resolution']
 
 html_theme = 'furo'
 html_title = f'{project} {release}'
+html_static_path = ['site.css']
+html_css_files = ['site.css']
 html_show_sourcelink = html_copy_source = False
 linkcheck_timeout = 30
 
@@ -77,6 +81,13 @@ def add_reference(section: str) -> str:
     return section + reference
 
 
+def leave_out_undocumented(
+    app: Sphinx, kind: str, name: str, item: PythonObject, skip: bool, options: dict
+) -> bool:
+    """Attributes without a docstring explain nothing."""
+    return skip or not item.docstring
+
+
 def keep_text_of_links_to_folders(app: Sphinx, doctree: document) -> None:
     """The site has no pages for the folders of the repository."""
     for link in list(doctree.findall(pending_xref)):
@@ -94,5 +105,6 @@ def copy_start_page(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect('build-finished', copy_start_page)
+    app.connect('autodoc-skip-member', leave_out_undocumented)
     app.connect('source-read', add_contents)
     app.connect('doctree-read', keep_text_of_links_to_folders)
