@@ -7,8 +7,8 @@ mean the same here and on GitHub. The order of the pages is that of the table in
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-from autoapi._objects import PythonObject
 from docutils.nodes import document
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -82,7 +82,7 @@ def add_reference(section: str) -> str:
 
 
 def leave_out_undocumented(
-    app: Sphinx, kind: str, name: str, item: PythonObject, skip: bool, options: dict
+    app: Sphinx, kind: str, name: str, item: Any, skip: bool, options: dict
 ) -> bool:
     """Attributes without a docstring explain nothing."""
     return skip or not item.docstring
