@@ -22,7 +22,9 @@ ALLOWED = {
 OWN_TESTS = {
     'tools.train': 'test_tools',
     'tools.test': 'test_testing',
+    'tools.browse': 'test_browse',
     'tools.predict': 'test_files',
+    'tools.new_config': 'test_new_config',
     'dev.join_mmcv': 'test_packaging',
 }
 FILES = sorted(
