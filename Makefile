@@ -13,6 +13,7 @@ export STACK TORCH
 STAMP := $(subst $(EMPTY) ,\ ,$(VENV))/.stamp
 # Apart from the other packages, since the hosts would import them in every process; torchao needs the pinned torch.
 PEERS := $(if $(TORCH),,$(subst $(EMPTY) ,\ ,$(VENV))/peers/.stamp)
+DOCS := .venv-docs/.stamp
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +33,12 @@ lint: $(STAMP)  ## ruff: rules and format
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
 
+docs: $(DOCS)  ## the documents as a site, build/docs/index.html; any warning is an error
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -c docs . build/docs
+
+links: $(DOCS)  ## follow every link of the documents to other sites, which needs a network
+	.venv-docs/bin/python -m sphinx -b linkcheck -q -c docs . build/links
+
 setup: $(STAMP)  ## only set up
 
 $(STAMP): requirements/common.txt $(wildcard requirements/$(STACK).txt) dev/setup_venv.sh setup.py pyproject.toml
@@ -42,8 +49,13 @@ $(PEERS): requirements/peers.txt | $(STAMP)
 	"$(VENV)/bin/python" -m pip install -q --no-deps --upgrade --target "$(VENV)/peers" -r requirements/peers.txt
 	@touch "$@"
 
-clean:  ## remove the environment and build leftovers; keeps results and the cached mmcv wheel
-	rm -rf "$(VENV)" build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
-	find benchmarks configs dev pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
+$(DOCS): requirements/docs.txt
+	"$(PYTHON)" -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install -q --disable-pip-version-check -r requirements/docs.txt
+	@touch "$@"
 
-.PHONY: help demo test test-gpu lint setup clean
+clean:  ## remove the environment and build leftovers; keeps results and the cached mmcv wheel
+	rm -rf "$(VENV)" .venv-docs build dist *.egg-info pvt_mm/.mim .pytest_cache .ruff_cache .coverage
+	find benchmarks configs dev examples pvt_mm tests tools -name __pycache__ -exec rm -rf {} +
+
+.PHONY: help demo test test-gpu lint docs links setup clean

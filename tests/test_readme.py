@@ -15,11 +15,12 @@ from pvt_mm.engine import import_host
 
 from .conftest import ROOT
 
-PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
+PAGES = ['README.md', 'README.zh-CN.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
 PAGES += sorted(f'docs/{path.name}' for path in ROOT.glob('docs/*.md'))
 TEXTS = {page: (ROOT / page).read_text('utf-8') for page in PAGES}
-# Tests of their own run what these pages say.
+# Tests of their own run what these pages say; the other README has the examples of README.md.
 OWN_TESTS = {f'docs/{name}.md' for name in ('own-data', 'predict', 'serving', 'look')}
+OWN_TESTS.add('README.zh-CN.md')
 EXAMPLES = [
     pytest.param(match[1], id=f'{page}-{number}')
     for page, text in TEXTS.items()
@@ -29,7 +30,7 @@ EXAMPLES = [
 CONFIGS = [example for example in EXAMPLES if '_base_' in example.values[0]]
 SCRIPTS = [example for example in EXAMPLES if example not in CONFIGS]
 # Folders of the repository in which a document may name a file.
-FOLDERS = 'benchmarks|configs|dev|docs|pvt_mm|requirements|tests|tools'
+FOLDERS = 'benchmarks|configs|dev|docs|examples|pvt_mm|requirements|tests|tools'
 
 
 def build(example: str, folder: Path) -> tuple[Config, torch.nn.Module]:
@@ -106,6 +107,22 @@ def test_files_and_modules_that_a_page_names_exist(page):
         path = ROOT / module.replace('.', '/')
         named.add(f'{path}/__main__.py' if path.is_dir() else f'{path}.py')
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def commands(page: str) -> list[str]:
+    """The blocks of code of a page without their comments."""
+    blocks = re.findall(r'```(.*?)```', TEXTS[page], re.DOTALL)
+    return [re.sub(r' +# .*', '', block) for block in blocks]
+
+
+def test_the_chinese_readme_has_the_commands_sections_and_pages_of_the_english_one():
+    english, chinese = 'README.md', 'README.zh-CN.md'
+    assert commands(chinese) == commands(english)
+    for what in (r'^#+ ', r'^\| \[(docs/\S+)\]', r'^!\[.*\]\((.+)\)'):
+        found, expected = (re.findall(what, TEXTS[p], re.MULTILINE) for p in (chinese, english))
+        assert found == expected
+    assert set(links(english)) - set(links(chinese)) <= {(ROOT / chinese, '')}
+    assert f'({chinese})' in '\n'.join(TEXTS[english].split('\n')[:4])
 
 
 def test_the_readme_is_short():
