@@ -805,18 +805,23 @@ def test_backbones(run_speed, tmp_path):
     assert (tmp_path / 'b.png').stat().st_size > 10_000
 
 
+def test_a_contender_has_a_process_of_its_own(tmp_path):
+    (tmp_path / 'pvt.py').write_text(OFFICIAL)
+    child = children.Child('authors', sys.executable, children.Deadline(60))
+    about = child.ask(json.dumps(task_of(peer='official', official=str(tmp_path))))
+    assert about['torch'] == torch.__version__
+    assert child.ask('step')['seconds'] > 0
+    child.stop()
+    assert child.process.returncode == 0
+
+
 @pytest.mark.slow
-def test_a_detector(shapes, tmp_path):
-    subprocess.run(
-        [
-            *(sys.executable, '-m', 'benchmarks.speed', '--config', 'configs/shapes/retinanet.py'),
-            *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
-            *('--cfg-options', 'train_dataloader.batch_size=2'),
-        ],
-        env=shapes,
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
+def test_a_detector(run_speed, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    run_speed(
+        *('--config', 'configs/shapes/retinanet.py'),
+        *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
+        *('--cfg-options', 'train_dataloader.batch_size=2'),
     )
     (result,) = json.loads((tmp_path / 'b.json').read_text())
     rows = result['rows']
