@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import logging
+import math
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from pvt_mm import PVT, PVTv2
+
+from . import quick  # noqa: F401
 
 # pytest, started in the background by a script, ignores Ctrl-C, and so would the tools under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -184,7 +187,12 @@ def saved_for_backward(model: nn.Module, *args: object) -> list[Tensor]:
 
 def classifier_file(model: nn.Module, side: int = 224) -> dict[str, Tensor]:
     """A state dict as in the authors' ImageNet classifiers, for images of ``side`` pixels."""
-    state = {k: torch.randn(v.shape, dtype=v.dtype) for k, v in model.state_dict().items()}
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    noise = torch.randn(max(map(math.prod, shapes.values())) + len(shapes))
+    state = {
+        key: noise[start : start + math.prod(shape)].reshape(shape).clone()
+        for start, (key, shape) in enumerate(shapes.items())
+    }
     width = model.arch['embed_dims'][-1]
     if isinstance(model, PVT):
         for stage, dim in enumerate(model.arch['embed_dims'], 1):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from benchmarks.speed import (
 from pvt_mm import PVT, PVTv2
 
 from .conftest import ROOT, THREADS, needs_flop_counter, not_on_torch_2_1
+from .scripts import Forked
 
 
 def turn(seconds: float, **parts: float) -> dict:
@@ -483,6 +485,21 @@ def test_rows_beyond_the_time_limit_are_reported_and_every_row_is_written(monkey
     ]
 
 
+@pytest.fixture
+def run_speed(monkeypatch, capsys) -> Callable:
+    """The command, whose contenders need not import the hosts; its output."""
+
+    def call(*arguments: object) -> str:
+        fake = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE)
+        monkeypatch.setattr(children, 'subprocess', fake)
+        monkeypatch.setattr(sys, 'argv', ['speed', *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        speed.main()
+        return capsys.readouterr().out
+
+    return call
+
+
 HUNGRY = """
 import torch
 
@@ -506,21 +523,15 @@ def pvt_v2_b0(pretrained):
 
 @pytest.mark.slow
 @needs_flop_counter
-def test_settings_in_kept_processes(tmp_path):
+def test_settings_in_kept_processes(run_speed, tmp_path):
     """Two models and sizes, and a peer that has no memory for the larger size."""
     (tmp_path / 'official.py').write_text(HUNGRY)
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'benchmarks.speed', 'pvt_tiny', 'pvt_v2_b0', '--keep'),
-            *('--images', '1x32x32', '1x64x64', '--pairs', '1', '--threads', '1'),
-            *('--mode', 'train', '--dtype', 'bfloat16', '--min-seconds', '0.01'),
-            *('--variants', 'dwconv_nchw', '--optimizer', 'fused', '--peers', 'official'),
-            *('--official', tmp_path / 'official.py', '--json', tmp_path / 'b.json'),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    printed = run_speed(
+        *('pvt_tiny', 'pvt_v2_b0', '--keep'),
+        *('--images', '1x32x32', '1x64x64', '--pairs', '1', '--threads', '1'),
+        *('--mode', 'train', '--dtype', 'bfloat16', '--min-seconds', '0.01'),
+        *('--variants', 'dwconv_nchw', '--optimizer', 'fused', '--peers', 'official'),
+        *('--official', tmp_path / 'official.py', '--json', tmp_path / 'b.json'),
     )
     results = json.loads((tmp_path / 'b.json').read_text())
     assert [(r['setting']['model'], r['setting']['size']) for r in results] == [
@@ -537,7 +548,7 @@ def test_settings_in_kept_processes(tmp_path):
         assert ('dwconv_nchw' in left_out) == (result['setting']['model'] == 'pvt_tiny')
         assert ('ours, dwconv_nchw' in rows) == (result['setting']['model'] == 'pvt_v2_b0')
         assert all(turn['steps'] >= 1 for turns in result['turns'].values() for turn in turns)
-    assert re.search(r'\| pvt_v2_b0, train, 1 x 64x64, bfloat16, cpu +\| +\d', done.stdout)
+    assert re.search(r'\| pvt_v2_b0, train, 1 x 64x64, bfloat16, cpu +\| +\d', printed)
 
 
 # --- goals ---------------------------------------------------------------------------------------
@@ -771,47 +782,46 @@ def test_the_replayed_products_are_all_of_a_step():
 
 @needs_flop_counter
 @pytest.mark.slow
-def test_backbones(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'benchmarks.speed', 'pvt_v2_b0', '--size', '64', '96'),
-            *('--mode', 'train', '--pairs', '1', '--threads', '1', '--with-cp'),
-            *('--peers', 'mmdet', 'timm', '--peer-python', f'timm={tmp_path}/none'),
-            *('--json', tmp_path / 'b.json'),
-            *('--plot', tmp_path / 'b.png', '--profile'),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+def test_backbones(run_speed, tmp_path):
+    printed = run_speed(
+        *('pvt_v2_b0', '--size', '64', '96'),
+        *('--mode', 'train', '--pairs', '1', '--threads', '1', '--with-cp'),
+        *('--peers', 'mmdet', 'timm', '--peer-python', f'timm={tmp_path}/none'),
+        *('--json', tmp_path / 'b.json'),
+        *('--plot', tmp_path / 'b.png', '--profile'),
     )
     (result,) = json.loads((tmp_path / 'b.json').read_text())
     rows, profile = result['rows'], result['profile']['operators']
     assert profile['mm'] > profile['gelu'] > 0
-    assert re.search(r'\| `mm` +\| +\d+\.\d+ \| +\d+\.\d% \|', done.stdout)
+    assert re.search(r'\| `mm` +\| +\d+\.\d+ \| +\d+\.\d% \|', printed)
     assert list(rows) == ['ours', 'roofline', 'ours, with_cp', 'mmdet']
     for peer in ('ours, with_cp', 'mmdet'):
         assert rows[peer]['difference'] < 1e-4
     assert 0 < rows['roofline']['seconds'] < rows['ours']['seconds']
     # The system time is that of one step, without imports and the construction of the model.
     assert all(0 <= row['system'] <= row['seconds'] + 0.02 for row in rows.values())
-    assert re.search(r'left out: timm: .*No such file', done.stdout)
-    assert re.search(r'mmdet: \S+ \d+\.\d+\.\d+, torch', done.stdout)
+    assert re.search(r'left out: timm: .*No such file', printed)
+    assert re.search(r'mmdet: \S+ \d+\.\d+\.\d+, torch', printed)
     assert (tmp_path / 'b.png').stat().st_size > 10_000
 
 
+def test_a_contender_has_a_process_of_its_own(tmp_path):
+    (tmp_path / 'pvt.py').write_text(OFFICIAL)
+    child = children.Child('authors', sys.executable, children.Deadline(60))
+    about = child.ask(json.dumps(task_of(peer='official', official=str(tmp_path))))
+    assert about['torch'] == torch.__version__
+    assert child.ask('step')['seconds'] > 0
+    child.stop()
+    assert child.process.returncode == 0
+
+
 @pytest.mark.slow
-def test_a_detector(shapes, tmp_path):
-    subprocess.run(
-        [
-            *(sys.executable, '-m', 'benchmarks.speed', '--config', 'configs/shapes/retinanet.py'),
-            *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
-            *('--cfg-options', 'train_dataloader.batch_size=2'),
-        ],
-        env=shapes,
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
+def test_a_detector(run_speed, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    run_speed(
+        *('--config', 'configs/shapes/retinanet.py'),
+        *('--mode', 'train', '--pairs', '1', '--threads', '1', '--json', tmp_path / 'b.json'),
+        *('--cfg-options', 'train_dataloader.batch_size=2'),
     )
     (result,) = json.loads((tmp_path / 'b.json').read_text())
     rows = result['rows']

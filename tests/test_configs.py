@@ -296,7 +296,12 @@ def test_every_config_has_a_recipe():
 @all_configs
 @pytest.mark.parametrize('group', GROUPS)
 def test_recipe(name, group):
-    assert read_recipe(resolved(name))[group] == RECIPES[name][group]
+    assert recipe_of(name)[group] == RECIPES[name][group]
+
+
+@functools.cache
+def recipe_of(name: str) -> dict:
+    return read_recipe(resolved(name))
 
 
 def test_every_backbone_has_the_authors_weights():

@@ -1,8 +1,6 @@
 """The backbones on a device without kernels for it: nothing is made or computed on the CPU."""
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from torch.utils import backend_registration
 
 from .conftest import ROOT, all_archs
+from .scripts import run_script
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, '_setup_privateuseone_for_python_backend'),
@@ -20,14 +19,11 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope='module')
 def trained():
     """What tests/fake_device.py tells of each arch; the device must not be seen by other tests."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'tests.fake_device'],
-        **dict(cwd=ROOT, capture_output=True, text=True),
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_script(['-m', 'tests.fake_device'], cwd=ROOT)
+    assert done.returncode == 0, done.stdout
     found = defaultdict(list)
     for line in done.stdout.splitlines():
-        if ' - INFO - ' in line:
+        if not line.startswith('{'):
             continue
         case = json.loads(line)
         found[case['arch']].append(case)

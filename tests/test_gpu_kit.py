@@ -82,7 +82,7 @@ def test_every_test_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     output = tmp_path / 'tests.json'
     monkeypatch.setattr(
-        sys, 'argv', ['tests', '--json', str(output), '--work', str(tmp_path), '--limit', '10']
+        sys, 'argv', ['tests', '--json', str(output), '--work', str(tmp_path), '--limit', '6']
     )
     with pytest.raises(SystemExit, match=r'test_backbone\.py, test_attention\.py, test_heads\.py'):
         run_tests.main()
@@ -140,15 +140,14 @@ def test_page_of_a_visit(tmp_path):
     assert found['Learning: Semantic FPN on CamVid'].strip() == report.NOT_RUN
 
 
-def test_the_page_says_of_which_code_it_is(tmp_path):
+def test_the_page_says_of_which_code_it_is(tmp_path, monkeypatch, capsys):
     page = tmp_path / 'gpu.md'
     page.write_text('<!-- results -->\nold\n<!-- /results -->\nafter\n')
-    command = [sys.executable, '-m', 'benchmarks.gpu.report', '--page', page]
 
     def say(*arguments: object) -> str:
-        return subprocess.run(
-            [*command, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout
+        monkeypatch.setattr(sys, 'argv', ['report', '--page', str(page), *map(str, arguments)])
+        report.main()
+        return capsys.readouterr().out
 
     assert 'no results' in say()
     results = tmp_path / 'results'

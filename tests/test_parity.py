@@ -1,6 +1,7 @@
 """Outputs and gradients are those of the authors' code, and of MMDetection's with eps mended."""
 
 import contextlib
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ GOLDEN_SIZES = [(64, 96), (160, 256), (224, 224)]
 SIZES = [(32, 32), (64, 96), (75, 131)]
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=['kernels', 'plain'])
+@pytest.fixture(params=[True, False], ids=['kernels', 'plain'])
 def _kernels(request):
     with contextlib.nullcontext() if request.param else cpu.disabled():
         yield
+
+
+both = pytest.mark.usefixtures('_kernels')
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -78,12 +82,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+@both
 @pytest.mark.parametrize('size', GOLDEN_SIZES, ids=str)
 @pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
 def test_outputs_of_the_official_code(cls, arch, name, size):
     check_outputs(official(cls, arch), name, size)
 
 
+@both
 @pytest.mark.parametrize(('cls', 'arch', 'name'), GOLDEN_ARCHS, ids=arch_id)
 def test_gradients_of_the_official_code(cls, arch, name):
     check_gradients(official(cls, arch), name)
@@ -91,21 +97,37 @@ def test_gradients_of_the_official_code(cls, arch, name):
 
 @pytest.mark.parametrize(('cls', 'arch'), [a for a in ALL_ARCHS if a[1] != 'b2_li'], ids=arch_id)
 def test_outputs_and_gradients_of_mmdet(cls, arch):
-    model = randomise(cls(arch, drop_path_rate=0.0).double())
-    peer = builtin(model)
-    for size in SIZES if sum(model.arch['depths']) < 30 else SIZES[-1:]:
-        x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
-        y = x.detach().clone().requires_grad_()
-        found, expected = model(x), peer(y)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert relative(ours.detach(), theirs.detach()) < 1e-10
-        sum(f.square().mean() for f in found).backward()
-        sum(f.square().mean() for f in expected).backward()
-        assert relative(x.grad, y.grad) < 1e-8
-    # Gradients of parameters that both name alike, accumulated over all sizes.
+    """With the kernels for a CPU and without; deep archs repeat the blocks of others."""
+    ours = [randomise(cls(arch, drop_path_rate=0.0).double())]
+    peer = builtin(ours[0])
+    ours.append(copy.deepcopy(ours[0]))
+    switches = contextlib.nullcontext, cpu.disabled
+    for size in SIZES if sum(peer.num_layers) < 20 else SIZES[-1:]:
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        *expected, of_image = step(peer, x)
+        for model, switch in zip(ours, switches, strict=True):
+            with switch():
+                *found, gradient = step(model, x)
+            for map_, other in zip(found, expected, strict=True):
+                assert relative(map_, other) < 1e-10
+            assert relative(gradient, of_image) < 1e-8
+    for model in ours:
+        compare_gradients(model, peer)
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The maps and the gradient of the image; those of the parameters are accumulated."""
+    x = x.clone().requires_grad_()
+    maps = model(x)
+    sum(y.square().mean() for y in maps).backward()
+    return [*(y.detach() for y in maps), x.grad]
+
+
+def compare_gradients(model: nn.Module, peer: nn.Module) -> None:
+    """Of parameters that both name alike."""
     for stage in range(1, 5):
         theirs = peer.layers[stage - 1]
-        offset = 1 if cls is PVT else 0
+        offset = 1 if isinstance(model, PVT) else 0
         ours = getattr(model, f'patch_embed{stage}')
         assert relative(ours.proj.weight.grad, theirs[0].projection.weight.grad) < 1e-8
         for i, block in enumerate(getattr(model, f'block{stage}')):
@@ -115,6 +137,7 @@ def test_outputs_and_gradients_of_mmdet(cls, arch):
             assert relative(block.norm1.weight.grad, other.norm1.weight.grad) < 1e-8
 
 
+@both
 @pytest.mark.parametrize('size', [(448, 448), (896, 896), (112, 448), (64, 64)], ids=str)
 def test_position_embedding_is_resized_per_stage(size):
     """Where the authors' code crashes or is wrong ours equals a model made for that size."""
@@ -137,6 +160,7 @@ def test_position_embedding_is_resized_per_stage(size):
 
 
 # Mask R-CNN samples proposals: after a step, a rounding error in a score may choose others.
+@both
 @pytest.mark.parametrize(('family', 'steps'), [('retinanet', 5), ('maskrcnn', 1)])
 def test_losses_of_a_whole_detector_with_mmdets_backbone(family, steps):
     """AdamW steps with either backbone, same weights, same data, every term of the loss."""

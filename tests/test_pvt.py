@@ -25,6 +25,7 @@ from pvt_mm import PVT, PVTv2, cpu, pvt
 from pvt_mm.pvt import resize_pos_embed
 
 from .conftest import SMALL, all_archs, randomise, saved_for_backward
+from .scripts import START_METHOD
 
 # Parameters of the published dense backbones; v1 without the slot of the class token (512).
 PARAMETERS = {
@@ -210,7 +211,8 @@ def _train_in_a_group(rank: int, port: int, kwargs: dict) -> None:
     'kwargs', [dict(frozen_stages=2, with_cp=True), dict(out_indices=(1,))], ids=str
 )
 def test_ddp_without_find_unused_parameters(kwargs, free_port):
-    mp.spawn(_train_in_a_group, args=(free_port, kwargs), nprocs=2)
+    arguments = free_port, kwargs
+    mp.start_processes(_train_in_a_group, arguments, nprocs=2, start_method=START_METHOD)
 
 
 @pytest.mark.parametrize('context', [contextlib.nullcontext, cpu.disabled])

@@ -85,7 +85,6 @@ def segmentor(shapes, tmp_path_factory):
     printed = run(
         *(TOOLS / 'train.py', config, '--work-dir', folder, '--cfg-options', *SEGMENTOR),
         env=shapes,
-        new=True,
     )
     return folder, printed
 
@@ -105,23 +104,29 @@ def test_training_a_segmentor(segmentor):
     assert (folder / 'iter_2.pth').exists()
     assert re.search(r'Iter\(train\) \[2/2\] .*eta: .*decode.loss_ce: \d.*memory: \d{3}', printed)
     assert re.search(r'mIoU: \d', printed)
-    assert 'OneDL' not in printed
 
 
-def test_testing_a_detector(detector, shapes, tmp_path):
+@pytest.fixture(scope='session')
+def tested(detector, shapes, tmp_path_factory):
+    """The work dir of a test of the detector, its output and its predictions."""
     folder, _ = detector
-    out, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
-    arguments = ['--out', out, '--show-dir', pictures, '--work-dir', tmp_path]
+    work_dir = tmp_path_factory.mktemp('tested')
+    out = work_dir / 'predictions.pkl'
+    arguments = ['--out', out, '--show-dir', work_dir / 'pictures', '--work-dir', work_dir]
     printed = run(
         *(TOOLS / 'test.py', 'configs/shapes/retinanet.py', folder / 'epoch_1.pth', *arguments),
         *('--cfg-options', *SHORT, 'model.test_cfg.score_thr=0.001'),
         env=shapes,
     )
+    return work_dir, printed, pickle.loads(out.read_bytes())
+
+
+def test_testing_a_detector(tested):
+    work_dir, printed, predictions = tested
     assert 'coco/bbox_mAP' in printed
-    predictions = pickle.loads(out.read_bytes())
     assert len(predictions) == 4
     assert all(0 < p['pred_instances']['scores'].max() < 1 for p in predictions)
-    images = sorted(pictures.glob('*.jpg'))
+    images = sorted((work_dir / 'pictures').glob('*.jpg'))
     assert [p.name for p in images] == [f'{i:012d}.jpg' for i in range(1, 5)]
     truth_and_prediction = cv2.imread(str(images[0]))
     assert truth_and_prediction.shape[1] == 2 * truth_and_prediction.shape[0]
@@ -320,8 +325,9 @@ def test_two_processes_train_from_any_directory(shapes, tmp_path):
     assert (tmp_path / 'here/iter_2.pth').exists()
 
 
-def test_two_processes_test_as_one_does(detector, shapes, tmp_path):
+def test_two_processes_test_as_one_does(detector, tested, shapes, tmp_path):
     folder, _ = detector
+    _, _, one = tested
     arguments = ['configs/shapes/retinanet.py', folder / 'epoch_1.pth', 2, '--work-dir', tmp_path]
     options = [*SHORT, 'model.test_cfg.score_thr=0.001']
     run(
@@ -329,12 +335,7 @@ def test_two_processes_test_as_one_does(detector, shapes, tmp_path):
         *('--cfg-options', *options),
         env=shapes,
     )
-    run(
-        *(TOOLS / 'test.py', *arguments[:2], '--work-dir', tmp_path, '--out', tmp_path / 'one.pkl'),
-        *('--cfg-options', *options),
-        env=shapes,
-    )
-    one, two = (pickle.loads((tmp_path / f'{n}.pkl').read_bytes()) for n in ('one', 'two'))
+    two = pickle.loads((tmp_path / 'two.pkl').read_bytes())
     assert [p['img_id'] for p in one] == [p['img_id'] for p in two]
     for a, b in zip(one, two, strict=True):
         scores = a['pred_instances']['scores'], b['pred_instances']['scores']

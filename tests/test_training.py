@@ -14,6 +14,7 @@ from pvt_mm.engine import ToolRunner, UsageError, install_safe_loader
 from pvt_mm.engine.resume import find_newest
 
 from .conftest import SHALLOW, not_on_torch_2_1, randomise
+from .scripts import START_METHOD
 
 SIDES = [(64, 64), (64, 96), (96, 64)]  # of the images of each iteration
 DDP = dict(cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', static_graph=True)))
@@ -121,7 +122,8 @@ def test_a_compiled_backbone_trains_the_same_at_all_sizes(tmp_path):
 )
 def test_two_processes_train_the_same_weights_as_one(cls, kwargs, tmp_path, free_port):
     one = train(cls, tmp_path / 'one').state_dict()
-    mp.spawn(train_in_a_group, (free_port, cls, tmp_path, kwargs), nprocs=2)
+    arguments = free_port, cls, tmp_path, kwargs
+    mp.start_processes(train_in_a_group, arguments, nprocs=2, start_method=START_METHOD)
     for rank in range(2):
         check_weights(one, torch.load(tmp_path / f'{rank}.pth'), cls)
     install_safe_loader()

@@ -1,6 +1,7 @@
 """Weights that fit are loaded, whatever the model around them; all others raise."""
 
 import copy
+import functools
 import itertools
 import logging
 import warnings
@@ -199,12 +200,15 @@ def meta(cls: type, arch: str | dict, **kwargs) -> nn.Module:
         return cls(arch, **kwargs)
 
 
+once = functools.cache(meta)
+
+
 @pytest.mark.parametrize(('wanted', 'given'), list(itertools.permutations(ALL_ARCHS, 2)), ids=str)
 def test_weights_of_another_arch_raise(wanted, given):
     """Even if the file has all tensors of the model, as a file of b3 has those of b2."""
     names = [f"{cls.__name__} arch '{arch}'" for cls, arch in (given, wanted)]
     with pytest.raises(RuntimeError, match=rf'those of {names[0]}, the model is {names[1]};'):
-        meta(*wanted).load_state_dict(meta(*given).state_dict(), strict=False)
+        once(*wanted).load_state_dict(once(*given).state_dict(), strict=False)
 
 
 def test_another_arch_raises_although_its_first_stages_fit():
