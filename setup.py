@@ -83,6 +83,7 @@ setup(
         'openmmlab-classification': ['mmpretrain>=1.2.0,<1.3', 'torchvision'],
         'draw': ['supervision>=0.25'],
         'app': ['starlette>=0.36', 'uvicorn>=0.27'],
+        'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
         'test': ['pytest>=8', 'pytest-cov>=6', 'pytest-xdist>=3', 'safetensors'],
     },
     zip_safe=False,

@@ -37,7 +37,8 @@ BLOCK_EPS = 1e-6
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     """Tokens (B, N, C) as a map (B, C, H, W), without a copy."""
-    return x.transpose(1, 2).unflatten(2, hw)
+    # Not unflatten: torch's exporter to ONNX by tracing would fix the sizes of the example.
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *hw)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -88,6 +89,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.attn_drop = attn_drop
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
@@ -108,8 +110,10 @@ class Attention(nn.Module):
         return self.norm(to_tokens(cpu.patch_conv(self.sr, to_map(x, hw))))
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B, heads, N, C/heads
-        kv = self.kv(self.reduce(x, hw)).unflatten(2, (2, self.num_heads, -1))
+        heads = self.num_heads, self.head_dim
+        q = self.q(x).reshape(*x.shape[:2], *heads).transpose(1, 2)  # B, heads, N, C/heads
+        kv = self.kv(self.reduce(x, hw))
+        kv = kv.reshape(*kv.shape[:2], 2, *heads)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each B, heads, M, C/heads
         dropout_p = self.attn_drop if self.training else 0.0
         x = cpu.attention(q, k, v, dropout_p)  # B, heads, N, C/heads

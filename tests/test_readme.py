@@ -22,7 +22,7 @@ EXAMPLES = [
     pytest.param(match[1], id=f'{page}-{number}')
     for page, text in TEXTS.items()
     # Their own tests run what these pages say.
-    if page not in ('docs/own-data.md', 'docs/predict.md', 'docs/look.md')
+    if page not in ('docs/own-data.md', 'docs/predict.md', 'docs/look.md', 'docs/serving.md')
     for number, match in enumerate(re.finditer(r'```python\n(.*?)```', text, re.DOTALL))
 ]
 CONFIGS = [example for example in EXAMPLES if '_base_' in example.values[0]]

@@ -109,6 +109,8 @@ def load_model(
     device = _device(device)
     for part in (cfg.model, cfg.model.get('backbone', {})):
         part.pop('init_cfg', None)  # the checkpoint replaces it
+    if 'data_preprocessor' in cfg:  # the Runner does so; a classifier's normalisation is there
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         net = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
     meta = {}
@@ -200,16 +202,26 @@ def _count_classes(net: nn.Module) -> int | None:
     return None
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of :func:`load_model`, those of every tool that uses a trained model."""
+def add_model_arguments(parser: argparse.ArgumentParser, runs: bool = True) -> None:
+    """Add the arguments of :func:`load_model`, those of every tool that uses a trained model.
+
+    Args:
+        parser: That of the tool.
+        runs: False leaves out how the model runs: on a CPU, as it is.
+    """
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='a file, or a name in the folder WEIGHTS')
     group = parser.add_argument_group('the model')
-    group.add_argument('--device', help='cpu, cuda, cuda:1, ...; default: a GPU if there is one')
-    group.add_argument('--amp', choices=AMP, help='mixed precision')
-    group.add_argument(
-        '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
-    )
+    if runs:
+        group.add_argument(
+            '--device', help='cpu, cuda, cuda:1, ...; default: a GPU if there is one'
+        )
+        group.add_argument('--amp', choices=AMP, help='mixed precision')
+        group.add_argument(
+            '--compile', action='store_true', help='torch.compile the backbone, for all image sizes'
+        )
+    else:
+        parser.set_defaults(device='cpu', amp=None, compile=False)
     group.add_argument(
         '--cfg-options',
         nargs='+',

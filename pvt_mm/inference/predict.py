@@ -200,7 +200,7 @@ class Preparation:
         self.tile, self.overlap = tile, overlap
         # mmengine has one scope for all threads.
         with _SCOPE, DefaultScope.overwrite_default_scope(cfg.default_scope):
-            load, *steps = Compose(_test_pipeline(cfg)).transforms
+            load, *steps = Compose(pipeline_of(cfg)).transforms
         self.load = Loading(load)
         self.steps = Compose(steps)
 
@@ -228,7 +228,12 @@ class Preparation:
         return self.steps(results | dict(img_id=0, sample_idx=0, seg_fields=[]))
 
 
-def _test_pipeline(cfg: Config) -> list:
+def pipeline_of(cfg: Config) -> list:
+    """The steps of a config's test pipeline, without those for annotations.
+
+    Raises:
+        UsageError: there is none.
+    """
     for key in ('test_dataloader', 'val_dataloader'):
         loader = cfg.get(key)
         for _, dataset in leaf_datasets({key: loader.dataset} if loader else {}):

@@ -45,6 +45,14 @@ def test_what_is_known_of_a_model(task, trained):
     assert all(0 <= value <= 255 for colour in model.colours for value in colour)
 
 
+def test_the_normalisation_beside_a_model(trained):
+    """MMPretrain's configs have it there; the Runner passes it on."""
+    model = load_model(*trained('classification'), device='cpu')
+    assert model.net.data_preprocessor.to_rgb
+    mean = model.net.data_preprocessor.mean.flatten().tolist()
+    assert mean == pytest.approx(model.cfg.data_preprocessor.mean)
+
+
 def test_names_of_classes(trained, tmp_path):
     """Those in the checkpoint, else those of the test data, else of its class, else numbers."""
     config, checkpoint = trained('detection')
