@@ -1,7 +1,6 @@
 """Whole detectors and segmentors: a loss step and a prediction for each head and kind of PVT."""
 
 import contextlib
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
