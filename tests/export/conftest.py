@@ -13,7 +13,6 @@ from pvt_mm.inference import TrainedModel, load_model
 from ..conftest import ROOT
 from ..inference.conftest import trained  # noqa: F401
 
-
 # Regions are most of the time of this small model.
 FEWER = {'instance': {'model.test_cfg.rpn.max_per_img': 40, 'model.test_cfg.rcnn.max_per_img': 30}}
 
