@@ -1,5 +1,7 @@
 """PVT in mmpretrain's classifiers: the authors' logits, weights of others, depths for lr decay."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +106,8 @@ def test_losses_and_gradients_of_the_official_code(cls, arch, name):
             assert of_image.norm().item() == pytest.approx(expected, rel=1e-8)
 
 
-def hugging_face(model: nn.Module) -> nn.Module:
-    """Hugging Face's classifier with random weights and the authors' eps."""
+def hugging_face(model: nn.Module, side: int = 224) -> nn.Module:
+    """Hugging Face's classifier with the authors' eps; PVT v1 for images of ``side`` pixels."""
     try:
         transformers = import_transformers()
     except ModuleNotFoundError:
@@ -117,6 +119,7 @@ def hugging_face(model: nn.Module) -> nn.Module:
         num_attention_heads=arch['num_heads'],
         mlp_ratios=arch['mlp_ratios'],
         num_labels=1000,
+        image_size=side,
         **{'sequence_reduction_ratios' if is_v1 else 'sr_ratios': arch['sr_ratios']},
         **({} if is_v1 else dict(linear_attention=arch['linear'])),
     )
@@ -130,23 +133,63 @@ def hugging_face(model: nn.Module) -> nn.Module:
     return peer
 
 
+def resized(table: Tensor, side: int) -> Tensor:
+    """Position embeddings of 224 pixels for images of ``side`` pixels; 1, tokens, channels."""
+    before = math.isqrt(table.shape[1])
+    token, grid = table[:, : -(before**2)], table[:, -(before**2) :]
+    grid = grid.mT.unflatten(2, (before, before))
+    size = before * side // 224
+    grid = F.interpolate(grid, size=(size, size), mode='bilinear', align_corners=False)
+    return torch.cat([token, grid.flatten(2).mT], dim=1)
+
+
+# ALL_SIZES=1 compares all archs at the sizes of the golden answers, in minutes.
+ALL_SIZES = bool(os.environ.get('ALL_SIZES'))
+SIDES = (224, 256, 288) if ALL_SIZES else (224, 160)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(('cls', 'arch'), OTHERS, ids=arch_id)
+@pytest.mark.parametrize(('cls', 'arch'), ALL_ARCHS if ALL_SIZES else OTHERS, ids=arch_id)
 def test_logits_and_gradients_of_hugging_face(cls, arch):
-    """The archs without golden answers. Hugging Face's PVT v1 fails at any size but 224 x 224."""
+    """The archs without golden answers.
+
+    Hugging Face's PVT v1 fails at any size but its own, so that there is one of each size.
+    """
     with torch.device('meta'):
-        model = classifier(cls, arch)
-        peer = hugging_face(model)
+        model, peer = classifier(cls, arch), hugging_face(classifier(cls, arch))
     model, peer = (m.to_empty(device='cpu').double().eval() for m in (model, peer))
-    randomise(peer)
-    model.load_state_dict(peer.state_dict(), strict=True)
-    h, w = (224, 224) if cls is PVT else (72, 100)
-    x = torch.from_numpy(fill.image(h, w)).requires_grad_()
-    found, expected = model(x), peer(x).logits
-    assert relative(found.detach(), expected.detach()) < 1e-10
-    cotangent = torch.from_numpy(fill.cotangent((1, 1000), h, w, 5))
-    ours, theirs = (torch.autograd.grad((y * cotangent).mean(), x)[0] for y in (found, expected))
-    assert relative(ours, theirs) < 1e-8
+    state = randomise(peer).state_dict()
+    model.load_state_dict(state, strict=True)
+    sizes = SIZES if ALL_SIZES else [(72, 100), (64, 96)]
+    for h, w in [(side, side) for side in SIDES] if cls is PVT else sizes:
+        if cls is PVT and h != 224:
+            with torch.device('meta'):
+                peer = hugging_face(model, h)
+            fitted = {k: resized(v, h) if 'position' in k else v for k, v in state.items()}
+            peer.load_state_dict(fitted, strict=True, assign=True)
+            peer.eval()
+        x = torch.from_numpy(fill.image(h, w)).requires_grad_()
+        found, expected = model(x), peer(x).logits
+        assert relative(found.detach(), expected.detach()) < 1e-10
+        cotangent = torch.from_numpy(fill.cotangent((1, 1000), h, w, 5))
+        ours, theirs = (
+            torch.autograd.grad((y * cotangent).mean(), x)[0] for y in (found, expected)
+        )
+        assert relative(ours, theirs) < 1e-8
+
+
+@pytest.mark.parametrize('arch', PVTv2.ARCHS)
+def test_logits_of_v2_are_those_of_a_linear_layer_on_the_mean_of_the_map(arch):
+    """One block per stage; in float64 at the three sizes."""
+    model = randomise(classifier(PVTv2, arch, depths=(1, 1, 1, 1))).double().eval()
+    backbone = PVTv2(arch, depths=(1, 1, 1, 1)).double().eval()
+    backbone.load_state_dict(model.backbone.state_dict(), strict=True)
+    weight, bias = model.head.fc.weight, model.head.fc.bias
+    for h, w in SIZES:
+        x = torch.from_numpy(fill.image(h, w))
+        with torch.no_grad():
+            expected = backbone(x)[-1].mean((2, 3)) @ weight.T + bias
+            assert relative(model(x), expected) < 1e-12
 
 
 # --- the backbone ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pvt_mm.data.folders import class_names
 from pvt_mm.data.loading import DataError
 from pvt_mm.weights import WEIGHTS
 
-from .conftest import ROOT, needs_flop_counter
+from .conftest import ROOT, import_tool, needs_flop_counter
 from .scripts import run_script
 
 PHOTOGRAPHS = ROOT.parent / 'shared/data/cls'
@@ -407,7 +407,7 @@ def run(tool: str, *arguments: object, **env: object):
 
 
 @pytest.mark.slow
-def test_finetuning_and_testing_on_a_folder(tmp_path):
+def test_finetuning_and_testing_on_a_folder(tmp_path, monkeypatch, capsys):
     """A test gives the accuracy of all, of each class and the matrix, which agree."""
     env = dict(DATA_ROOT=write_folders(tmp_path / 'data', images=4), IMAGE_SIZE=32, EPOCHS=1)
     work, config = tmp_path / 'work', ROOT / 'configs/imagenet/finetune.py'
@@ -429,6 +429,13 @@ def test_finetuning_and_testing_on_a_folder(tmp_path):
         assert f'  {name}       4  {accuracy:5.1f}' in done.stdout
     assert Image.open(work / 'confusion_matrix.png').size > (400, 300)
     assert len(list((work / 'shown').iterdir())) == 12
+    # Evaluated without the model, by MMPretrain's tool.
+    tool = get_path('mmpretrain::../tools/analysis_tools/eval_metric')
+    words = [str(work / 'out.pkl'), '--metric', 'type=Accuracy', 'topk=1']
+    monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        import_tool(tool).main()
+    assert f"'accuracy/top1': {sum(right) / 3:.5}"[:20] in capsys.readouterr().out
 
 
 @pytest.mark.slow

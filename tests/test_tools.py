@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmseg.evaluation import IoUMetric
 
 from pvt_mm import PVT
 from pvt_mm.engine import UsageError
@@ -133,6 +134,21 @@ def test_testing_a_detector(tested):
     assert truth_and_prediction.std() > 10
 
 
+def test_predictions_are_evaluated_without_the_model(tested, shapes, monkeypatch, capsys):
+    """By MMDetection's tool, with our metric."""
+    work_dir, printed, _ = tested
+    path = Path(find_spec('mmdet').origin).parent / '.mim/tools/analysis_tools/eval_metric'
+    words = ['configs/shapes/retinanet.py', str(work_dir / 'predictions.pkl')]
+    monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
+    import_tool(str(path)).main()
+    found = re.findall(r"'(coco/bbox_mAP\w*)': ([\d.-]+)", capsys.readouterr().out)
+    assert len(found) == 6
+    for name, value in found:
+        assert float(re.search(rf'{name}: (\S+)', printed)[1]) == float(value), name
+
+
 def test_testing_a_segmentor(segmentor, shapes, tmp_path):
     folder, _ = segmentor
     out, pictures = tmp_path / 'maps', tmp_path / 'pictures'
@@ -143,8 +159,25 @@ def test_testing_a_segmentor(segmentor, shapes, tmp_path):
         env=shapes,
     )
     assert re.search(r'mIoU: \d', printed)
-    maps = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(out.glob('*.png'))]
+    files = sorted(out.glob('*.png'))
+    maps = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in files]
     assert len(maps) == 4
+    # Evaluated without the model.
+    truth = Path(shapes['ADE_ROOT'], 'annotations/validation')
+    areas = [
+        IoUMetric.intersect_and_union(
+            *(
+                torch.from_numpy(cv2.imread(str(folder / p.name), -1)) - 1
+                for folder in (out, truth)
+            ),
+            num_classes=7,
+            ignore_index=255,
+        )
+        for p in files
+    ]
+    metrics = IoUMetric.total_area_to_metrics(*map(sum, zip(*areas, strict=True)))
+    mean = 100 * np.nanmean(metrics['IoU'])
+    assert float(re.search(r'mIoU: (\S+)', printed)[1]) == pytest.approx(mean, abs=0.01)
     for labels in maps:  # from 1, as in ADE20K
         assert labels.shape == (64, 64)
         assert np.isin(labels, range(1, 8)).all()
@@ -396,6 +429,27 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(shapes, tmp_path):
             expected, found = dict(tensors(one[part])), dict(tensors(two[part]))
             assert expected.keys() == found.keys()
             assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
+
+
+def test_the_dumped_config_trains_elsewhere(detector, shapes, tmp_path):
+    """From another folder, without the base files, with workers that are spawned."""
+    folder, printed = detector
+    config = tmp_path / 'mine.py'
+    config.write_text((folder / 'retinanet.py').read_text())
+    spawn = ['env_cfg.mp_cfg.mp_start_method=spawn', 'train_dataloader.num_workers=1']
+    again = run(
+        *(TOOLS / 'train.py', config.name, '--work-dir', 'work', '--cfg-options', *spawn),
+        env={k: v for k, v in shapes.items() if k != 'COCO_ROOT'},
+        cwd=tmp_path,
+    )
+    rates = [re.findall(r'\[1\]\[[12]/2\] +lr: (\S+)', text) for text in (printed, again)]
+    assert rates[0] == rates[1] and len(rates[0]) == 2
+    assert re.search(r'Epoch\(val\) +\[1\]\[4/4\]', again)
+    one, two = (
+        torch.load(path / 'epoch_1.pth', weights_only=False) for path in (folder, tmp_path / 'work')
+    )
+    assert one['meta']['dataset_meta'] == two['meta']['dataset_meta']
+    assert one['state_dict'].keys() == two['state_dict'].keys()
 
 
 # --- mistakes -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """mmengine's Runner for a console: readable, interruptible, several processes on a CPU."""
 
+import inspect
 import json
 import logging
 import os
@@ -58,6 +59,15 @@ _RESUMABLE = {
     'EpochBasedTrainLoop': 'ResumableEpochLoop',
     'IterBasedTrainLoop': 'ResumableIterLoop',
 }
+# Settings that an optimizer has or lacks by the version of torch, and all others.
+_DECOUPLED = 'decoupled_weight_decay'
+_OF_VERSIONS = {'maximize', 'foreach', 'capturable', 'differentiable', 'fused', _DECOUPLED}
+_SETTINGS = {
+    name
+    for cls in vars(torch.optim).values()
+    if isinstance(cls, type) and issubclass(cls, Optimizer)
+    for name in inspect.signature(cls).parameters
+} - _OF_VERSIONS
 # In errors of gloo and NCCL about a process that has ended, or does not answer.
 _LOST = r'Connection (closed|reset)|Broken pipe|[Tt]imed out|[Tt]imeout|remote process|NCCL'
 
@@ -220,6 +230,7 @@ class ToolRunner(Runner):
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             raise UsageError(f'--resume: {filename} cannot be resumed: {error}') from error
         for optimizer, groups in zip(optimizers, kernels, strict=True):
+            _check_kind(optimizer, groups, filename)
             _keep_kernels(optimizer, groups)
         if self.iter >= self.train_loop.max_iters:
             self.logger.warning(
@@ -281,6 +292,35 @@ class ToolRunner(Runner):
 def _initial_rate(wrapper: OptimWrapper) -> float:
     group = each(wrapper)[0].optimizer.param_groups[0]
     return group.get('initial_lr', group['lr'])
+
+
+def _check_kind(optimizer: Optimizer, groups: list[dict], filename: str) -> None:
+    """Refuse the state of another optimizer, which torch loads without a word.
+
+    Args:
+        groups: The parameter groups before.
+        filename: The checkpoint.
+
+    Raises:
+        UsageError: the settings of the checkpoint are not those of this optimizer.
+    """
+    config, loaded = groups[0], optimizer.param_groups[0]
+    ours = (optimizer.defaults.keys() - loaded.keys()) - _OF_VERSIONS
+    theirs = (loaded.keys() - config.keys()) & _SETTINGS
+    if _DECOUPLED in config and config[_DECOUPLED] != loaded.get(_DECOUPLED, config[_DECOUPLED]):
+        ours, theirs = ours | {_DECOUPLED}, theirs | {_DECOUPLED}
+    if ours or theirs:
+        kind = type(optimizer).__name__
+        told = [
+            ', '.join(f'{key}={group[key]}' for key in sorted(keys)) or 'no more'
+            for group, keys in ((loaded, theirs), (config, ours))
+        ]
+        raise UsageError(
+            f'--resume: {filename} has the state of another optimizer than {kind} of the config: '
+            f'its settings are {told[0]}, those of {kind} {told[1]}. Set '
+            f'optim_wrapper.optimizer.type to the optimizer of that run, or start from its weights '
+            f'alone, with --cfg-options load_from={filename} in the place of --resume.'
+        )
 
 
 def _keep_kernels(optimizer: Optimizer, groups: list[dict]) -> None:

@@ -7,13 +7,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
 
 from pvt_mm.engine import ToolRunner
 
-from .toys import Scaled
+from .toys import Scaled, evaluation, toy_runner
 
 IMAGES, BATCH = 10, 2  # five batches per epoch
 LAST = 13  # the last iteration, in the third epoch
@@ -147,3 +148,49 @@ def test_resumed_equals_uninterrupted(stop, kwargs, tmp_path):
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     if 'wrapper' in kwargs:
         assert expected['scale'] == 2.0 ** (10 + len(whole) // 3)
+
+
+class Weight(BaseModel):
+    """Predicts its weight, which each iteration makes larger by 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, mode='tensor'):
+        return [self.weight.item()] if mode == 'predict' else dict(loss=-self.weight * x.mean())
+
+
+class Seen(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return dict(weight=results[0])
+
+
+@pytest.mark.parametrize('hooks', [[dict(type='EMAHook', momentum=0.5)], []], ids=['hook', 'none'])
+def test_averaged_weights_through_resume_and_test(hooks, tmp_path):
+    """A test has those of the validation, with the hook or without; training goes on with its own.
+
+    The weight is 4 after four iterations; its averages, from 1 on, are 1, 1.5, 2.25, 3.125.
+    """
+
+    def runner(epochs, hooks, **kwargs):
+        evaluate = evaluation(Seen, 1) | dict(model=Weight())
+        made = toy_runner(tmp_path, hooks, epochs, **evaluate, **kwargs)
+        made._train_dataloader['dataset'] = [dict(x=torch.ones(1))] * 8
+        made.optim_wrapper['optimizer']['lr'] = 1.0
+        made._test_dataloader = made._val_dataloader
+        made._test_loop, made._test_evaluator = dict(), made._val_evaluator
+        return made
+
+    ema = [dict(type='EMAHook', momentum=0.5)]
+    runner(1, ema).train()
+    resumed = runner(2, ema, resume=True)
+    resumed.train()
+    assert resumed.model.weight == 4
+    assert resumed.message_hub.get_scalar('val/weight').current() == 3.125
+    for name, expected in (('epoch_1.pth', 1.5), ('epoch_2.pth', 3.125)):
+        tested = runner(2, hooks, load_from=str(tmp_path / name))
+        assert tested.test() == {'weight': expected}

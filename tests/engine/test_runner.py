@@ -1,5 +1,6 @@
 """The Runner of the tools: its console, its hooks, processes without a GPU."""
 
+import inspect
 import logging
 import re
 
@@ -11,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from pvt_mm.engine import TrainingStopped
+from pvt_mm.engine import TrainingStopped, UsageError
 from pvt_mm.engine.hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook
 from pvt_mm.engine.runner import ConsoleFilter, _keep_kernels
 
@@ -91,6 +92,38 @@ def test_a_run_can_be_resumed_with_other_kernels(first, tmp_path):
     optimizer = runner.optim_wrapper.optimizer
     assert optimizer.param_groups[0]['fused'] == fused
     assert all(state['step'] == 4 for state in optimizer.state.values())
+
+
+OTHERS = [
+    (
+        'SGD',
+        'AdamW',
+        r'are dampening=0, momentum=0, .* AdamW betas=\(0\.9, 0\.999\), eps=1e-08\. ',
+    ),
+    ('AdamW', 'SGD', r'are amsgrad=False, betas=.* SGD dampening=0, momentum=0\. '),
+    ('Adam', 'Adamax', r'are amsgrad=False, those of Adamax no more\. '),
+    pytest.param(
+        *('AdamW', 'Adam', r'are decoupled_weight_decay=True, .* decoupled_weight_decay=False\. '),
+        marks=pytest.mark.skipif(
+            'decoupled_weight_decay' not in inspect.signature(torch.optim.Adam).parameters,
+            reason='this torch has two optimizers of one state',
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(('first', 'second', 'message'), OTHERS)
+def test_the_state_of_another_optimizer_is_refused(first, second, message, tmp_path):
+    for epochs, kind in ((1, first), (2, second)):
+        runner = toy_runner(tmp_path, max_epochs=epochs, resume=epochs == 2)
+        runner.optim_wrapper['optimizer'] |= dict(type=kind)
+        if epochs == 1:
+            runner.train()
+    with pytest.raises(UsageError, match=message) as error:
+        runner.train()
+    assert str(error.value).endswith(
+        f'--cfg-options load_from={tmp_path}/epoch_1.pth in the place of --resume.'
+    )
 
 
 class TwoOptimizers(Toy):
