@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from pvt_mm.app import Limits, create_app, listen, run_server, serve
-from pvt_mm.engine import install_safe_loader, run
+from pvt_mm.engine import run
 from pvt_mm.engine.cli import open_config
 from pvt_mm.inference import add_model_arguments
 
@@ -39,7 +39,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    install_safe_loader(args.trust_checkpoint)
     common = dict(
         device=args.device, amp=args.amp, compile=args.compile, trust=args.trust_checkpoint
     )

@@ -14,7 +14,7 @@ fails with exit code 1, and the file has another name. docs/serving.md shows how
 import argparse
 from pathlib import Path
 
-from pvt_mm.engine import install_safe_loader, run
+from pvt_mm.engine import run
 from pvt_mm.export import OPSETS, SUPPORTED, export
 from pvt_mm.inference import add_model_arguments, load_from_args
 
@@ -62,7 +62,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    install_safe_loader(args.trust_checkpoint)
     model = load_from_args(args)
     export(
         model,

@@ -13,7 +13,7 @@ import argparse
 import difflib
 import os
 
-from pvt_mm.engine import UsageError, check_folder, install_safe_loader, run
+from pvt_mm.engine import UsageError, check_folder, run
 from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args, predict_files
 
 
@@ -85,7 +85,6 @@ def main() -> None:
         if value is not None and value < 1:
             raise UsageError(f'--{option} is {value}, expected 1 or more.')
     images, videos = find_inputs(args.inputs, args.recursive)
-    install_safe_loader(args.trust_checkpoint)
     model = load_from_args(args)
     if args.yolo and model.task not in ('detection', 'instance'):
         raise UsageError(f'--yolo writes boxes, of which a model for {model.task} has none.')

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from pvt_mm.engine import UsageError, check_folder, install_safe_loader, run
+from pvt_mm.engine import UsageError, check_folder, run
 from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args
 from pvt_mm.visualize import KINDS, Box, find_class, look, parse_place, prepare, write
 
@@ -80,7 +80,6 @@ def main() -> None:
     images, videos = find_inputs(args.images)
     if videos:
         raise UsageError(f'{videos[0].name} is a video, expected images.')
-    install_safe_loader(args.trust_checkpoint)
     model = load_from_args(args)
     label = None if args.label is None else find_class(model, args.label)
     failed, names = 0, set()

@@ -107,8 +107,6 @@ def load_model(
     if amp not in (None, *AMP):
         raise UsageError(f'amp is {amp!r}, expected one of {", ".join(AMP)}, or None.')
     device = _device(device)
-    for part in (cfg.model, cfg.model.get('backbone', {})):
-        part.pop('init_cfg', None)  # the checkpoint replaces it
     if 'data_preprocessor' in cfg:  # the Runner does so; a classifier's normalisation is there
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
