@@ -142,8 +142,13 @@ needs_flop_counter = not_on_torch_2_1('counts operations, but does not tell modu
 
 
 def import_tool(name: str) -> ModuleType:
-    """A script as a module, by its path without .py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'{name}.py')
+    """A script of this project as a module, by its path without .py."""
+    return import_script(ROOT / f'{name}.py')
+
+
+def import_script(path: str | Path) -> ModuleType:
+    """A script as a module, such as a tool of a host."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -28,7 +28,7 @@ from pvt_mm.data.folders import class_names
 from pvt_mm.data.loading import DataError
 from pvt_mm.weights import WEIGHTS
 
-from .conftest import ROOT, import_tool, needs_flop_counter
+from .conftest import ROOT, import_script, needs_flop_counter
 from .scripts import run_script
 
 PHOTOGRAPHS = ROOT.parent / 'shared/data/cls'
@@ -430,11 +430,11 @@ def test_finetuning_and_testing_on_a_folder(tmp_path, monkeypatch, capsys):
     assert Image.open(work / 'confusion_matrix.png').size > (400, 300)
     assert len(list((work / 'shown').iterdir())) == 12
     # Evaluated without the model, by MMPretrain's tool.
-    tool = get_path('mmpretrain::../tools/analysis_tools/eval_metric')
+    tool = get_path('mmpretrain::../tools/analysis_tools/eval_metric.py')
     words = [str(work / 'out.pkl'), '--metric', 'type=Accuracy', 'topk=1']
     monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        import_tool(tool).main()
+        import_script(tool).main()
     assert f"'accuracy/top1': {sum(right) / 3:.5}"[:20] in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ from pvt_mm import PVT
 from pvt_mm.engine import UsageError
 from pvt_mm.engine.checkpoints import tensors
 
-from .conftest import ROOT, classifier_file, import_tool
+from .conftest import ROOT, classifier_file, import_script, import_tool
 from .scripts import run_script
 from .weights.test_files import Planted
 
@@ -137,12 +137,12 @@ def test_testing_a_detector(tested):
 def test_predictions_are_evaluated_without_the_model(tested, shapes, monkeypatch, capsys):
     """By MMDetection's tool, with our metric."""
     work_dir, printed, _ = tested
-    path = Path(find_spec('mmdet').origin).parent / '.mim/tools/analysis_tools/eval_metric'
+    path = Path(find_spec('mmdet').origin).parent / '.mim/tools/analysis_tools/eval_metric.py'
     words = ['configs/shapes/retinanet.py', str(work_dir / 'predictions.pkl')]
     monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
-    import_tool(str(path)).main()
+    import_script(path).main()
     found = re.findall(r"'(coco/bbox_mAP\w*)': ([\d.-]+)", capsys.readouterr().out)
     assert len(found) == 6
     for name, value in found:
