@@ -5,8 +5,9 @@
         work_dirs/imagenet/finetune/epoch_30.pth
 
 The classes are the folders of train, and their number is set everywhere. IMAGE_SIZE=384 trains and
-tests with other sizes, EPOCHS=100 trains longer. Linear probing, which trains the head alone, takes
---cfg-options model.backbone.frozen_stages=4. docs/imagenet.md has more.
+tests with other sizes, EPOCHS=100 trains longer, and BATCH_SIZE=64 also sets the learning rate.
+Linear probing, which trains the head alone, takes --cfg-options model.backbone.frozen_stages=4.
+docs/imagenet.md has more.
 """
 
 _base_ = './pvt_v2_b0_300e.py'
@@ -24,7 +25,7 @@ model = dict(
 data_preprocessor = dict(num_classes=len(classes))
 
 # The recipe's rate is for 1024 images.
-batch_size = 32
+batch_size = int('{{$BATCH_SIZE:32}}')
 epochs = int('{{$EPOCHS:30}}')
 optim_wrapper = dict(
     _delete_=True,
