@@ -22,7 +22,7 @@ from PIL import Image
 from pvt_mm.data.check import check
 from pvt_mm.engine import import_host
 
-from .meters import status
+from .speed.meters import status
 
 WIDTH, HEIGHT = 640, 480
 CLASSES = tuple(f'class {i}' for i in range(80))

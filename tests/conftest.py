@@ -142,13 +142,18 @@ needs_flop_counter = not_on_torch_2_1('counts operations, but does not tell modu
 
 
 def import_tool(name: str) -> ModuleType:
-    """A script of this project as a module, by its path without .py."""
-    return import_script(ROOT / f'{name}.py')
+    """A script as a module, by its path without .py."""
+    return _import_file(name, ROOT / f'{name}.py')
 
 
-def import_script(path: str | Path) -> ModuleType:
-    """A script as a module, such as a tool of a host."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+def import_host_tool(host: str, name: str) -> ModuleType:
+    """A script of a host as a module."""
+    tools = Path(importlib.util.find_spec(host).origin).parent / '.mim/tools'
+    return _import_file(name, tools / f'{name}.py')
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

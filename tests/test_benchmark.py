@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import re
@@ -60,6 +61,19 @@ def task_of(**own: object) -> dict:
     task.update(weights=None, with_cp=False, variant=None, optimizer=None, keep=True, config=None)
     task.update(mode='inference', size=[32, 32], batch=1, dtype='float32', device='cpu')
     return task | dict(threads=THREADS, compile=False, min_seconds=0.0) | own
+
+
+MODULES = [
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in sorted(ROOT.glob('benchmarks/**/*.py'))
+    if not re.search('^_base_ = ', path.read_text('utf-8'), re.MULTILINE)  # a config
+]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_script_can_be_imported(name):
+    """What is run once in months."""
+    importlib.import_module(name)
 
 
 def test_system_time_is_part_of_a_step():

@@ -28,7 +28,7 @@ from pvt_mm.data.folders import class_names
 from pvt_mm.data.loading import DataError
 from pvt_mm.weights import WEIGHTS
 
-from .conftest import ROOT, import_script, needs_flop_counter
+from .conftest import ROOT, import_host_tool, needs_flop_counter
 from .scripts import run_script
 
 PHOTOGRAPHS = ROOT.parent / 'shared/data/cls'
@@ -344,6 +344,17 @@ def test_the_classes_are_set_everywhere(tmp_path, monkeypatch):
     assert check(cfg, ['train', 'val', 'test']) == []
 
 
+def test_the_rate_is_for_the_batch(tmp_path, monkeypatch):
+    """That of the recipe is 1e-3 for 1024 images."""
+    for batch, rate in ((None, 3.125e-5), ('64', 6.25e-5)):
+        if batch:
+            monkeypatch.setenv('BATCH_SIZE', batch)
+        cfg = finetune(write_folders(tmp_path / str(batch)), monkeypatch)
+        assert cfg.optim_wrapper.optimizer.lr == rate
+        sizes = [cfg[f'{split}_dataloader'].batch_size for split in ('train', 'val', 'test')]
+        assert {cfg.auto_scale_lr.base_batch_size, *sizes} == {int(batch or 32)}
+
+
 @pytest.mark.parametrize(
     ('key', 'value', 'where', 'message'),
     [
@@ -430,11 +441,10 @@ def test_finetuning_and_testing_on_a_folder(tmp_path, monkeypatch, capsys):
     assert Image.open(work / 'confusion_matrix.png').size > (400, 300)
     assert len(list((work / 'shown').iterdir())) == 12
     # Evaluated without the model, by MMPretrain's tool.
-    tool = get_path('mmpretrain::../tools/analysis_tools/eval_metric.py')
     words = [str(work / 'out.pkl'), '--metric', 'type=Accuracy', 'topk=1']
     monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        import_script(tool).main()
+        import_host_tool('mmpretrain', 'analysis_tools/eval_metric').main()
     assert f"'accuracy/top1': {sum(right) / 3:.5}"[:20] in capsys.readouterr().out
 
 
@@ -590,7 +600,7 @@ def test_a_baseline_differs_in_the_backbone_alone(name):
 def compared() -> list[tuple[str, str]]:
     """The configs of hosts in docs/configs.md and the parameters in millions beside them."""
     text = (ROOT / 'docs/configs.md').read_text('utf-8')
-    return re.findall(r'`(mm\w+::[\w/.-]+)` \| ([\d.]+) \|', text)
+    return re.findall(r'`(mm\w+::[\w/.-]+)` \| ([\d.]+)(?: \(paper [\d.]+\))? \|', text)
 
 
 @pytest.mark.parametrize(('name', 'parameters'), compared())
@@ -609,7 +619,7 @@ def test_the_baselines_of_the_hosts_exist_and_have_the_papers_parameters(name, p
 
 def test_all_rows_of_the_hosts_are_compared():
     names = [name for name, _ in compared()]
-    assert len(names) == len(set(names)) == 5 + 5 + 4
+    assert len(names) == len(set(names)) == 12 + 5 + 4
 
 
 def get_path(name: str) -> str:

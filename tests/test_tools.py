@@ -24,7 +24,7 @@ from pvt_mm import PVT
 from pvt_mm.engine import UsageError
 from pvt_mm.engine.checkpoints import tensors
 
-from .conftest import ROOT, classifier_file, import_script, import_tool
+from .conftest import ROOT, classifier_file, import_host_tool, import_tool
 from .scripts import run_script
 from .weights.test_files import Planted
 
@@ -137,12 +137,11 @@ def test_testing_a_detector(tested):
 def test_predictions_are_evaluated_without_the_model(tested, shapes, monkeypatch, capsys):
     """By MMDetection's tool, with our metric."""
     work_dir, printed, _ = tested
-    path = Path(find_spec('mmdet').origin).parent / '.mim/tools/analysis_tools/eval_metric.py'
     words = ['configs/shapes/retinanet.py', str(work_dir / 'predictions.pkl')]
     monkeypatch.setenv('COCO_ROOT', shapes['COCO_ROOT'])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('sys.argv', ['eval_metric.py', *words])
-    import_script(path).main()
+    import_host_tool('mmdet', 'analysis_tools/eval_metric').main()
     found = re.findall(r"'(coco/bbox_mAP\w*)': ([\d.-]+)", capsys.readouterr().out)
     assert len(found) == 6
     for name, value in found:
@@ -450,6 +449,23 @@ def test_the_dumped_config_trains_elsewhere(detector, shapes, tmp_path):
     )
     assert one['meta']['dataset_meta'] == two['meta']['dataset_meta']
     assert one['state_dict'].keys() == two['state_dict'].keys()
+
+
+def test_training_on_datasets_inside_others(shapes, tmp_path):
+    """Sixteen images, sixteen again and all of them twice make eight batches."""
+    mine = tmp_path / 'mine.py'
+    mine.write_text(f"""
+_base_ = '{ROOT}/configs/shapes/retinanet.py'
+inner = _base_.train_dataloader.dataset
+balanced = dict(type='ClassBalancedDataset', dataset=inner, oversample_thr=1e-3)
+both = dict(type='ConcatDataset', datasets=[balanced, inner])
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', dataset=both, times=2))
+""")
+    printed = run(
+        *(TOOLS / 'train.py', mine, '--work-dir', tmp_path, '--cfg-options', *DETECTOR), env=shapes
+    )
+    assert re.search(r'Epoch\(train\) +\[1\]\[8/8\] .*loss: \d', printed)
+    assert (tmp_path / 'epoch_1.pth').exists()
 
 
 # --- mistakes -----------------------------------------------------------------------------------

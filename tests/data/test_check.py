@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from pvt_mm.data.check import check
@@ -624,6 +625,33 @@ def test_our_configs_on_real_data(config, monkeypatch):
         ('note', 'sync-bn'),
         ('warning', 'schedule'),  # a warm-up of 500 iterations for 50 images
     }, problems
+
+
+WRAPPED = {
+    'RepeatDataset': lambda dataset: dict(dataset=dataset, times=2),
+    'ClassBalancedDataset': lambda dataset: dict(dataset=dataset, oversample_thr=0.9),
+    'ConcatDataset': lambda dataset: dict(datasets=[dataset, copy.deepcopy(dataset)]),
+    'MultiImageMixDataset': lambda dataset: dict(dataset=dataset, pipeline=[]),
+}
+
+
+@pytest.mark.parametrize('kind', WRAPPED)
+def test_datasets_inside_others(kind, root):
+    """A fault has the key of the dataset that has it; what is sound has none."""
+    cfg = detector(root)
+    plain = [(problem.kind, problem.level) for problem in check(cfg, ['train', 'val'])]
+    inner = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type=kind, **WRAPPED[kind](inner))
+    assert [(problem.kind, problem.level) for problem in check(cfg, ['train', 'val'])] == plain
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        built = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(built) == (4 if kind == 'MultiImageMixDataset' else 8)
+    place = 'datasets.1' if kind == 'ConcatDataset' else 'dataset'
+    classes = ('cat', 'dgo', 'eel')
+    cfg.merge_from_dict({f'train_dataloader.dataset.{place}.metainfo.classes': classes})
+    (told,) = (p for p in check(cfg, ['train']) if p.kind == 'classes')
+    assert told.where.startswith(f'train_dataloader.dataset.{place}')
+    assert "'dgo'" in told.text and told.level == 'error'
 
 
 def test_levels():
