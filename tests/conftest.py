@@ -72,7 +72,7 @@ MEASURED = (
     *('paths', 'annotations', 'check', 'coco', 'labelmaps', 'loading', 'report'),
     *('evaluation', 'flops', 'get_flops', 'openmmlab', 'doctor', 'keys', 'testing', 'gallery'),
     *('classifiers', 'imagenet'),
-    *('visualize', 'app'),
+    *('visualize', 'app', 'predict', 'sources', 'export', 'new_config', 'browse'),
     *('validation', 'trackers', 'progress', 'errors', 'boxes'),
 )
 
