@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -144,6 +145,18 @@ needs_flop_counter = not_on_torch_2_1('counts operations, but does not tell modu
 def import_tool(name: str) -> ModuleType:
     """A script as a module, by its path without .py."""
     return _import_file(name, ROOT / f'{name}.py')
+
+
+def run_tool(
+    tool: ModuleType, words: Iterable[object], monkeypatch: pytest.MonkeyPatch
+) -> int | str | None:
+    """Run a script of :func:`import_tool`; what it exits with, None for success."""
+    monkeypatch.setattr('sys.argv', [f'{tool.__name__}.py', *map(str, words)])
+    try:
+        tool.run(tool.main)
+    except SystemExit as stopped:
+        return stopped.code
+    return None
 
 
 def import_host_tool(host: str, name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from pvt_mm.data.classes import check_heads
 from pvt_mm.engine import UsageError
 from pvt_mm.new_config import Split, plan, write
 
-from .conftest import ROOT, import_tool
+from .conftest import ROOT, import_tool, run_tool
 from .data.conftest import CLASSES, annotations, write_coco, write_images
 
 
@@ -25,11 +25,7 @@ def tool(monkeypatch, tmp_path):
 
     def start(base: str, *arguments: object) -> int | str | None:
         words = ['--base', ROOT / f'configs/{base}.py', '--out', 'mine.py', *arguments]
-        monkeypatch.setattr('sys.argv', ['new_config.py', *map(str, words)])
-        try:
-            module.run(module.main)
-        except SystemExit as stopped:
-            return stopped.code
+        return run_tool(module, words, monkeypatch)
 
     return start
 

@@ -33,22 +33,14 @@ from pvt_mm.visualize import (
 )
 
 from .conftest import ROOT, import_tool, randomise
-from .inference.conftest import CONFIGS, Files, trained  # noqa: F401
+from .inference.conftest import CONFIGS, Files, models, trained  # noqa: F401
 
 HEIGHT, WIDTH = 97, 150  # no multiple of anything
 
 
 @pytest.fixture(scope='module')
-def model(trained) -> Callable[[str], TrainedModel]:  # noqa: F811
-    """The small model of a task, loaded once."""
-    loaded = {}
-
-    def of(task: str) -> TrainedModel:
-        if task not in loaded:
-            loaded[task] = load_model(*trained(task), device='cpu')
-        return loaded[task]
-
-    return of
+def model(models) -> Callable[[str], TrainedModel]:  # noqa: F811
+    return models
 
 
 @pytest.fixture(scope='module')

@@ -4,9 +4,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +29,6 @@ from .writers import (
     PictureWriter,
     VideoWriter,
     Writer,
-    Writers,
     YoloWriter,
 )
 
@@ -106,7 +105,10 @@ def predict_files(
         writers.append(YoloWriter(out / 'yolo', model.classes))
     if model.task == 'segmentation':
         writers.append(MapWriter(out / 'label_maps', model))
-    with _Told(len(images) + sum(lengths) if all(lengths) else None) as told, Writers(writers):
+    with ExitStack() as stack:  # complete files, also after Ctrl-C
+        told = _Told(len(images) + sum(lengths) if all(lengths) else None)
+        for closed in (told, *writers):
+            stack.enter_context(closing(closed))
 
         def leave_out(path: str, reason: str) -> None:
             outcome.unreadable += 1
@@ -122,7 +124,9 @@ def predict_files(
                 path = out / 'pictures' / f'{stem}.webm'
                 name = os.path.relpath(video.name, root) if os.path.exists(video.name) else stem
                 drawing = [VideoWriter(path, video, model)] if pictures else []
-                with Writers(drawing):
+                with ExitStack() as open_film:
+                    for writer in drawing:
+                        open_film.enter_context(closing(writer))
                     for i, found in enumerate(predict(model, video, **options)):
                         yield found, f'{name}#{i}', f'{stem}/{i:06d}', drawing
 
@@ -177,6 +181,7 @@ class _Told:
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task('', total=total, rate='')
         self._started = time.monotonic()
+        self._bar.start()
 
     def step(self, outcome: Outcome, message: str = '') -> None:
         """Show that one more input is done."""
@@ -190,14 +195,5 @@ class _Told:
             of = f' of {self.total}' if self.total else ''
             self.console.print(f'{done}{of} images, {rate}', markup=False, highlight=False)
 
-    def __enter__(self) -> '_Told':
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._bar.stop()

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import cv2
@@ -299,23 +298,3 @@ def write_image(path: Path, image: np.ndarray) -> None:
     if not is_encoded:
         raise OSError(f'{path} cannot be written as {path.suffix}.')
     path.write_bytes(data.tobytes())
-
-
-class Writers:
-    """Several writers, closed at the end of a ``with`` statement."""
-
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self.writers = writers
-
-    def __enter__(self) -> 'Writers':
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Complete the files, also after Ctrl-C: what has been predicted is kept."""
-        for writer in self.writers:
-            writer.close()

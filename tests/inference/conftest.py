@@ -1,5 +1,6 @@
 """Small models of every task, as a user has them: a config and a checkpoint."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+
+from pvt_mm.inference import TrainedModel, load_model
 
 from ..conftest import ROOT, randomise
 
@@ -41,6 +44,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
         return files
 
     return of
+
+
+@pytest.fixture(scope='module')
+def models(trained: Callable[[str], Files]) -> Callable[[str], TrainedModel]:
+    """The model of a task; each is loaded once for a file of tests."""
+    return functools.cache(lambda task: load_model(*trained(task), device='cpu'))
 
 
 def write(task: str, files: Files) -> None:

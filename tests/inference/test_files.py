@@ -14,7 +14,7 @@ from pvt_mm.inference import Prediction, find_inputs, load_model, predict
 from pvt_mm.inference.draw import draw
 from pvt_mm.inference.files import name_files
 
-from ..conftest import import_tool
+from ..conftest import import_tool, run_tool
 from .conftest import CLASSES, CONFIGS, names
 from .test_predict import image
 from .test_sources import film
@@ -27,12 +27,8 @@ def tool(monkeypatch, trained, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def start(task: str, *arguments: str) -> int | str | None:
-        words = [*map(str, trained(task)), *arguments, '--out', 'out', '--workers', '0']
-        monkeypatch.setattr('sys.argv', ['predict.py', *words])
-        try:
-            module.run(module.main)
-        except SystemExit as stopped:
-            return stopped.code
+        words = [*trained(task), *arguments, '--out', 'out', '--workers', '0']
+        return run_tool(module, words, monkeypatch)
 
     return start
 

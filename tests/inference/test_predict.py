@@ -33,19 +33,6 @@ def image(seed: int = 0, height: int = SIDE, width: int = SIDE) -> np.ndarray:
 
 
 @pytest.fixture(scope='module')
-def models(trained):
-    """The models, each loaded once."""
-    loaded = {}
-
-    def of(task: str) -> TrainedModel:
-        if task not in loaded:
-            loaded[task] = load_model(*trained(task), device='cpu')
-        return loaded[task]
-
-    return of
-
-
-@pytest.fixture(scope='module')
 def paths(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp('images')
     for i, size in enumerate(((64, 64), (64, 64), (48, 80))):
