@@ -169,9 +169,9 @@ class Graph(nn.Module):
         std = prepare.std if normalises else torch.ones(self.channels, 1, 1)
         self.register_buffer('mean', mean.detach().clone(), False)
         self.register_buffer('std', std.detach().clone(), False)
-        self.is_rgb = bool(
-            getattr(prepare, '_channel_conversion', False) or getattr(prepare, 'to_rgb', False)
-        )
+        # Of MMEngine and MMDetection, of upstream's MMSegmentation, of MMPretrain.
+        names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+        self.is_rgb = any(getattr(prepare, name, False) for name in names)
         self.divisor, self.pad_value = 1, float(getattr(prepare, 'pad_value', 0) or 0)
         if not self.pads:
             return
