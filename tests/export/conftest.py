@@ -18,8 +18,13 @@ FEWER = {'instance': {'model.test_cfg.rpn.max_per_img': 40, 'model.test_cfg.rcnn
 
 
 @pytest.fixture(scope='session')
-def photos() -> list[str]:
-    return sorted(map(str, ROOT.glob('demo/nuclei/val2017/*.jpg')))[:3]
+def photos(tmp_path_factory) -> list[str]:
+    """Photographs with colours, since a wrong order of channels does not show in grey ones."""
+    folder = tmp_path_factory.mktemp('photos')
+    for path in sorted(ROOT.glob('demo/nuclei/val2017/*.jpg'))[:3]:
+        coloured = cv2.applyColorMap(cv2.imread(str(path)), cv2.COLORMAP_JET)
+        cv2.imwrite(str(folder / f'{path.stem}.png'), coloured)
+    return sorted(map(str, folder.iterdir()))
 
 
 @pytest.fixture(scope='session')
