@@ -14,6 +14,7 @@ import difflib
 import os
 
 from pvt_mm.engine import UsageError, check_folder, run
+from pvt_mm.engine.cli import end_on_sigterm
 from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args, predict_files
 
 
@@ -88,23 +89,24 @@ def main() -> None:
     model = load_from_args(args)
     if args.yolo and model.task not in ('detection', 'instance'):
         raise UsageError(f'--yolo writes boxes, of which a model for {model.task} has none.')
-    outcome = predict_files(
-        model,
-        images,
-        videos,
-        args.out,
-        threshold=args.score_thr,
-        labels=find_labels(args.classes, model.classes),
-        pictures=not args.no_pictures,
-        csv=args.csv,
-        yolo=args.yolo,
-        max_frames=args.max_frames,
-        info=dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr),
-        batch_size=args.batch_size,
-        workers=min(args.workers, len(images)),
-        tile=args.tile,
-        overlap=args.overlap,
-    )
+    with end_on_sigterm():
+        outcome = predict_files(
+            model,
+            images,
+            videos,
+            args.out,
+            threshold=args.score_thr,
+            labels=find_labels(args.classes, model.classes),
+            pictures=not args.no_pictures,
+            csv=args.csv,
+            yolo=args.yolo,
+            max_frames=args.max_frames,
+            info=dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr),
+            batch_size=args.batch_size,
+            workers=min(args.workers, len(images)),
+            tile=args.tile,
+            overlap=args.overlap,
+        )
     boxes = f', {outcome.boxes} boxes' if model.task in ('detection', 'instance') else ''
     print(
         f'{outcome.images} images{boxes} in {outcome.seconds:.1f} s: '

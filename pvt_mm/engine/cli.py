@@ -10,8 +10,9 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -61,14 +62,33 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UsageError, TrainingStopped, DataError) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:  # at once, without waiting for other processes
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as stopped:  # at once, without waiting for other processes
+        sys.exit(128 + (stopped.args or (signal.SIGINT,))[0])
     except SystemExit as stopped:
         code = stopped.code
     if dist.is_initialized():
         _leave_group()
     if code:
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def end_on_sigterm() -> Iterator[None]:
+    """SIGTERM, of ``timeout`` or a scheduler, ends a tool like Ctrl-C: it completes its files.
+
+    Not for a tool of several processes: one that waits for another could not be ended.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_group() -> None:

@@ -267,8 +267,11 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Loaded]:
         name = getattr(self.images, 'name', '')
-        for i, image in enumerate(self.images):
-            yield self.prepare(image, f'{name}#{i}' if name else '')
+        try:
+            for i, image in enumerate(self.images):
+                yield self.prepare(image, f'{name}#{i}' if name else '')
+        except DataError as error:  # of a video
+            yield Loaded(name, problem=str(error).removeprefix(f'{name} '))
 
 
 def _predict_all(

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import cv2
@@ -152,6 +155,22 @@ def test_bad_files_are_named_and_left_out(tool, images, capsys, tmp_path):
     assert not Path('out/pictures').exists()
 
 
+def test_bad_videos_are_named(tool, tmp_path, capsys):
+    (tmp_path / 'films').mkdir()
+    film(tmp_path / 'films/whole.avi', 20)
+    film(tmp_path / 'films/cut.avi', 20)
+    (tmp_path / 'films/broken.mp4').write_bytes(b'no film')
+    whole = (tmp_path / 'films/whole.avi').read_bytes()
+    (tmp_path / 'films/cut.avi').write_bytes(whole[: len(whole) // 2])
+    told = tool('detection', 'films', '--no-pictures')
+    assert told == '2 files could not be read, see above.'
+    told = capsys.readouterr().err
+    assert 'films/broken.mp4 cannot be opened: it is truncated, or no video that OpenCV' in told
+    number = int(re.search(r'films/cut.avi is truncated: (\d+) of its 20 frames could', told)[1])
+    data = json.loads(Path('out/predictions.json').read_text())
+    assert len(data['images']) == 20 + number
+
+
 def test_chosen_classes(tool, images):
     assert tool('detection', images[0], '--classes', CLASSES[2], '--score-thr', '0') is None
     data = json.loads(Path('out/predictions.json').read_text())
@@ -172,18 +191,17 @@ def test_mistakes(task, words, message, tool, images):
     assert not Path('out/predictions.json').exists()
 
 
-def test_an_interrupt_keeps_what_is_there(tool, images, monkeypatch):
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_is_there(number, code, tool, images, monkeypatch, capsys):
     from pvt_mm.inference import files
 
     def interrupted(*args, **kwargs):
-        yield from itertools_first(predict(*args, **kwargs))
-        raise KeyboardInterrupt
-
-    def itertools_first(found):
-        yield next(found)
+        yield next(predict(*args, **kwargs))
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(files, 'predict', interrupted)
-    assert tool('detection', *images) == 130
+    assert tool('detection', *images) == code
+    assert 'Stopped after 1 images; their predictions are in out.' in capsys.readouterr().err
     assert len(json.loads(Path('out/predictions.json').read_text())['images']) == 1
     assert [path.name for path in Path('out').iterdir() if path.name.startswith('.')] == []
 
@@ -198,6 +216,10 @@ def test_names_of_files(tmp_path, monkeypatch):
     assert len(set(stems.values())) == 5
     assert stems['d/e.f.png'] == 'd/e.f'
     assert stems['rtsp://h:1/s'] == 'camera_rtsp___h_1_s'
+    secret, long = 'rtsp://me:secret@h:1/s', f'http://h/{"x" * 300}'
+    _, stems = name_files([secret, long, f'{long}y'])
+    assert stems[secret] == 'camera_rtsp___h_1_s'
+    assert stems[long] != stems[f'{long}y'] and len(stems[long]) < 200
 
 
 # --- pictures -----------------------------------------------------------------------------------
