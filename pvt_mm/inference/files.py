@@ -133,12 +133,12 @@ def predict_files(
                     for found in predict(model, video, on_error=leave_out, **options):
                         yield found, f'{name}#{number}', f'{stem}/{number:06d}', drawing
                         number += 1
-                if not video.frames and 0 < number != video.limit:
-                    told.say(f'{video.name} has ended after {number} frames.')
-                elif 0 < number < 0.9 * video.length:  # some formats have an estimate alone
+                if number < 0.9 * min(video.frames, video.length):  # of some formats an estimate
                     outcome.unreadable += 1
                     known = f'{number} of its {video.length} frames could be read'
                     told.step(outcome, f'{video.name} is truncated: {known}.')
+                elif not video.frames and any(video.size) and number != video.limit:
+                    told.say(f'{video.name} has ended after {number} frames.')
 
         try:
             for found, name, stem, drawing in named():

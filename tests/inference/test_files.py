@@ -157,18 +157,17 @@ def test_bad_files_are_named_and_left_out(tool, images, capsys, tmp_path):
 
 def test_bad_videos_are_named(tool, tmp_path, capsys):
     (tmp_path / 'films').mkdir()
-    film(tmp_path / 'films/whole.avi', 20)
-    film(tmp_path / 'films/cut.avi', 20)
+    film(tmp_path / 'films/whole.mkv', 6)
     (tmp_path / 'films/broken.mp4').write_bytes(b'no film')
-    whole = (tmp_path / 'films/whole.avi').read_bytes()
-    (tmp_path / 'films/cut.avi').write_bytes(whole[: len(whole) // 2])
+    whole = (tmp_path / 'films/whole.mkv').read_bytes()
+    (tmp_path / 'films/cut.mkv').write_bytes(whole[: len(whole) * 3 // 4])
     told = tool('detection', 'films', '--no-pictures')
     assert told == '2 files could not be read, see above.'
     told = capsys.readouterr().err
     assert 'films/broken.mp4 cannot be opened: it is truncated, or no video that OpenCV' in told
-    number = int(re.search(r'films/cut.avi is truncated: (\d+) of its 20 frames could', told)[1])
+    number = int(re.search(r'films/cut.mkv is truncated: (\d+) of its 6 frames could', told)[1])
     data = json.loads(Path('out/predictions.json').read_text())
-    assert len(data['images']) == 20 + number
+    assert len(data['images']) == 6 + number
 
 
 def test_chosen_classes(tool, images):
