@@ -60,6 +60,11 @@ def parse_args() -> argparse.Namespace:
         '--classes', nargs='+', metavar='NAME', help='keep the boxes of these alone'
     )
     outputs.add_argument('--no-pictures', action='store_true', help='draw nothing')
+    outputs.add_argument(
+        '--polygons',
+        action='store_true',
+        help='masks as polygons in predictions.json, for Label Studio, which reads no run lengths',
+    )
     outputs.add_argument('--csv', action='store_true', help='also write OUT/predictions.csv')
     outputs.add_argument(
         '--yolo', action='store_true', help="also write the boxes as YOLO's text files, OUT/yolo"
@@ -100,6 +105,7 @@ def main() -> None:
             pictures=not args.no_pictures,
             csv=args.csv,
             yolo=args.yolo,
+            polygons=args.polygons,
             max_frames=args.max_frames,
             info=dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr),
             batch_size=args.batch_size,

@@ -183,12 +183,12 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     cfg.launcher = args.launcher
     if args.compile:
         add_hook(cfg, 'CompileBackboneHook')
-    if args.tracker:
-        add_trackers(cfg, args.tracker)
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     check_folder(cfg.work_dir, '--work-dir')
+    if args.tracker:
+        add_trackers(cfg, args.tracker)
     _fit_loaders(cfg)
     # Of several processes one looks; if it stops, the launcher stops the others.
     ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))

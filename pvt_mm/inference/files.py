@@ -64,6 +64,7 @@ def predict_files(
     pictures: bool = True,
     csv: bool = False,
     yolo: bool = False,
+    polygons: bool = False,
     max_frames: int | None = None,
     info: Mapping[str, Any] | None = None,
     **options: Any,
@@ -83,6 +84,7 @@ def predict_files(
         pictures: Draw them.
         csv: Also write ``predictions.csv``.
         yolo: Also write a text file for each image, into ``yolo``; of boxes.
+        polygons: Write masks into the JSON as polygons in the place of run lengths.
         max_frames: The most frames of a video.
         info: What the JSON says of itself.
         **options: Of :func:`predict`.
@@ -98,8 +100,9 @@ def predict_files(
     lengths = [video.length for video in videos]
     outcome, started = Outcome(), time.monotonic()
 
+    about = dict(info or {}, root=root)
     writers: list[Writer] = [
-        CocoWriter(out / 'predictions.json', model.classes, dict(info or {}, root=root))
+        CocoWriter(out / 'predictions.json', model.classes, about, polygons=polygons)
     ]
     if csv:
         writers.append(CsvWriter(out / 'predictions.csv', model.task))
