@@ -6,6 +6,7 @@ mmengine has a class for each. Nothing is sent anywhere unless an environment va
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,6 @@ class TrackTestHook(Hook):
         self.iteration = (checkpoint.get('meta') or {}).get('iter', 0)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        values = {k: v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
+        values = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, Real)}
         if values:
             runner.visualizer.add_scalars(values, step=self.iteration)
