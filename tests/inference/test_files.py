@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pvt_mm.inference import Prediction, find_inputs, load_model, predict
 from pvt_mm.inference.draw import draw
 from pvt_mm.inference.files import name_files
+from pvt_mm.inference.writers import trace
 
 from ..conftest import import_tool, run_tool
 from .conftest import CLASSES, CONFIGS, names
@@ -93,6 +94,33 @@ def test_boxes(task, tool, trained, images, capsys):
     for stem, suffix in zip(STEMS, ('.png', '.jpg', '.png'), strict=True):
         assert cv2.imread(f'out/pictures/{stem}{suffix}').shape == (64, 64, 3)
     assert f'3 images, {total} boxes in ' in capsys.readouterr().out
+
+
+def test_polygons(tool, images):
+    """They fill the pixels of the masks but for a few of holes and single points."""
+    for option in ('--no-pictures', '--polygons'):
+        assert tool('instance', *images, '--score-thr', '0.1', '--no-pictures', option) is None
+        Path('out/predictions.json').rename(f'{option}.json')
+    runs, polygons = COCO('--no-pictures.json'), COCO('--polygons.json')
+    assert len(runs.anns) > 10
+    for key, entry in polygons.anns.items():
+        assert all(isinstance(points, list) for points in entry['segmentation'])
+        mask, filled = runs.annToMask(runs.anns[key]), polygons.annToMask(entry)
+        assert entry['area'] == mask.sum()
+        outside = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        whole = cv2.drawContours(
+            np.zeros(mask.shape, np.uint8), outside, -1, 1, -1
+        )  # without holes
+        assert (filled != whole).sum() <= 2 + 0.01 * whole.sum()
+
+
+def test_outlines_of_small_masks():
+    mask = np.zeros((9, 9), bool)
+    mask[4, 6] = True
+    assert trace(mask) == [[6.25, 4.25, 6.25, 4.75, 6.75, 4.75, 6.75, 4.25]]
+    mask[0:2, 0:3] = True
+    assert len(trace(mask)) == 2
+    assert trace(np.zeros((9, 9), bool)) == []
 
 
 def test_label_maps(tool, trained, images):
