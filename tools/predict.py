@@ -90,6 +90,10 @@ def main() -> None:
     for option, value in (('batch-size', args.batch_size), ('max-frames', args.max_frames)):
         if value is not None and value < 1:
             raise UsageError(f'--{option} is {value}, expected 1 or more.')
+    if args.workers < 0:
+        raise UsageError(f'--workers is {args.workers}, expected 0 or more.')
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr is {args.score_thr}, expected 0 to 1, such as 0.3.')
     images, videos = find_inputs(args.inputs, args.recursive)
     model = load_from_args(args)
     if args.yolo and model.task not in ('detection', 'instance'):

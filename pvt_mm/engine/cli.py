@@ -297,6 +297,8 @@ def open_config(path: str | Path) -> Config:
     """
     if not os.path.isfile(path):
         raise UsageError(f'{path} is no file (from {os.getcwd()}), expected a config.')
+    if Path(path).suffix not in ('.py', '.yml', '.yaml', '.json'):
+        raise UsageError(f'{path} is no config, expected a file *.py (or *.yaml, *.json).')
     ignore_warnings()
     cfg = Config.fromfile(path)
     if not cfg.get('default_scope'):  # of a pure Python config the classes tell

@@ -93,6 +93,7 @@ def predict_files(
         The numbers; files that cannot be read are left out and named in the standard error output.
     """
     check_tiles(model, options.get('tile'), options.get('overlap', 0.0))
+    options['threshold'] = threshold
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     videos = [replace(video, limit=max_frames) for video in videos]
@@ -145,7 +146,7 @@ def predict_files(
 
         try:
             for found, name, stem, drawing in named():
-                kept = found.keep(threshold, labels)
+                kept = found.keep(labels=labels)
                 for writer in (*writers, *drawing):
                     writer.add(kept, name, stem)
                 outcome.images += 1

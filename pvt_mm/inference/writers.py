@@ -51,7 +51,8 @@ def trace(mask: np.ndarray) -> list[list[float]]:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     part = mask[y : y + height, x : x + width].astype(np.uint8).repeat(2, 0).repeat(2, 1)
     outlines, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [((o.reshape(-1, 2) + 0.5) / 2 + [x, y]).ravel().tolist() for o in outlines]
+    polygons = [((o.reshape(-1, 2) + 0.5) / 2 + [x, y]).ravel().tolist() for o in outlines]
+    return polygons or [[0.0] * 6]  # readers fail where there is none
 
 
 def as_annotations(
