@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
+from pvt_mm import new_config
 from pvt_mm.data.classes import check_heads
 from pvt_mm.engine import UsageError
 from pvt_mm.new_config import Split, plan, write
@@ -288,6 +289,17 @@ def test_folders_that_differ(tool, tmp_path):
 
 
 # --- writing ------------------------------------------------------------------------------------
+
+
+def test_names_of_bases(tmp_path):
+    """Of an installed package the path is true in this environment alone."""
+    installed = Path(new_config.__file__).parent / '.mim/configs/retinanet/pvt_t_fpn_1x.py'
+    assert new_config.name_base(installed, tmp_path) == 'pvt_mm::retinanet/pvt_t_fpn_1x.py'
+    assert new_config.name_base('mmdet::atss/a.py', tmp_path) == 'mmdet::atss/a.py'
+    base = ROOT / 'configs/retinanet/pvt_t_fpn_1x.py'
+    name = new_config.name_base(base, tmp_path)
+    assert name.startswith('../')
+    assert (tmp_path / name).resolve() == base
 
 
 def test_nothing_is_overwritten(tool, coco):

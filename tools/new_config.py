@@ -17,6 +17,7 @@ after an error.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from pvt_mm.data.convert import FORMATS, to_coco
@@ -74,7 +75,8 @@ def main() -> None:
     problems = write(new, args.base, out)
     for reason in new.reasons:
         print(f'- {reason}')
-    print(f'{out} is written. Train with it: python tools/train.py {out}')
+    tool = Path(sys.argv[0]).with_name('train.py')
+    print(f'{out} is written. Train with it: python {tool} {out}')
     report_problems(problems, ['left-out'] if args.classes else ())
 
 

@@ -14,6 +14,7 @@ import difflib
 import os
 
 from pvt_mm.engine import UsageError, check_folder, run
+from pvt_mm.engine.cli import end_on_sigterm
 from pvt_mm.inference import add_model_arguments, find_inputs, load_from_args, predict_files
 
 
@@ -59,6 +60,11 @@ def parse_args() -> argparse.Namespace:
         '--classes', nargs='+', metavar='NAME', help='keep the boxes of these alone'
     )
     outputs.add_argument('--no-pictures', action='store_true', help='draw nothing')
+    outputs.add_argument(
+        '--polygons',
+        action='store_true',
+        help='masks as polygons in predictions.json, for Label Studio, which reads no run lengths',
+    )
     outputs.add_argument('--csv', action='store_true', help='also write OUT/predictions.csv')
     outputs.add_argument(
         '--yolo', action='store_true', help="also write the boxes as YOLO's text files, OUT/yolo"
@@ -84,27 +90,33 @@ def main() -> None:
     for option, value in (('batch-size', args.batch_size), ('max-frames', args.max_frames)):
         if value is not None and value < 1:
             raise UsageError(f'--{option} is {value}, expected 1 or more.')
+    if args.workers < 0:
+        raise UsageError(f'--workers is {args.workers}, expected 0 or more.')
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr is {args.score_thr}, expected 0 to 1, such as 0.3.')
     images, videos = find_inputs(args.inputs, args.recursive)
     model = load_from_args(args)
     if args.yolo and model.task not in ('detection', 'instance'):
         raise UsageError(f'--yolo writes boxes, of which a model for {model.task} has none.')
-    outcome = predict_files(
-        model,
-        images,
-        videos,
-        args.out,
-        threshold=args.score_thr,
-        labels=find_labels(args.classes, model.classes),
-        pictures=not args.no_pictures,
-        csv=args.csv,
-        yolo=args.yolo,
-        max_frames=args.max_frames,
-        info=dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr),
-        batch_size=args.batch_size,
-        workers=min(args.workers, len(images)),
-        tile=args.tile,
-        overlap=args.overlap,
-    )
+    with end_on_sigterm():
+        outcome = predict_files(
+            model,
+            images,
+            videos,
+            args.out,
+            threshold=args.score_thr,
+            labels=find_labels(args.classes, model.classes),
+            pictures=not args.no_pictures,
+            csv=args.csv,
+            yolo=args.yolo,
+            polygons=args.polygons,
+            max_frames=args.max_frames,
+            info=dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr),
+            batch_size=args.batch_size,
+            workers=min(args.workers, len(images)),
+            tile=args.tile,
+            overlap=args.overlap,
+        )
     boxes = f', {outcome.boxes} boxes' if model.task in ('detection', 'instance') else ''
     print(
         f'{outcome.images} images{boxes} in {outcome.seconds:.1f} s: '

@@ -10,8 +10,9 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -61,14 +62,33 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UsageError, TrainingStopped, DataError) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:  # at once, without waiting for other processes
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as stopped:  # at once, without waiting for other processes
+        sys.exit(128 + (stopped.args or (signal.SIGINT,))[0])
     except SystemExit as stopped:
         code = stopped.code
     if dist.is_initialized():
         _leave_group()
     if code:
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def end_on_sigterm() -> Iterator[None]:
+    """SIGTERM, of ``timeout`` or a scheduler, ends a tool like Ctrl-C: it completes its files.
+
+    Not for a tool of several processes: one that waits for another could not be ended.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_group() -> None:
@@ -163,12 +183,12 @@ def load_config(args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     cfg.launcher = args.launcher
     if args.compile:
         add_hook(cfg, 'CompileBackboneHook')
-    if args.tracker:
-        add_trackers(cfg, args.tracker)
     path = Path(args.config).resolve()  # with its folder: tasks share the names of files
     default = os.path.join('work_dirs', path.parent.name, path.stem)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     check_folder(cfg.work_dir, '--work-dir')
+    if args.tracker:
+        add_trackers(cfg, args.tracker)
     _fit_loaders(cfg)
     # Of several processes one looks; if it stops, the launcher stops the others.
     ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
@@ -277,6 +297,8 @@ def open_config(path: str | Path) -> Config:
     """
     if not os.path.isfile(path):
         raise UsageError(f'{path} is no file (from {os.getcwd()}), expected a config.')
+    if Path(path).suffix not in ('.py', '.yml', '.yaml', '.json'):
+        raise UsageError(f'{path} is no config, expected a file *.py (or *.yaml, *.json).')
     ignore_warnings()
     cfg = Config.fromfile(path)
     if not cfg.get('default_scope'):  # of a pure Python config the classes tell

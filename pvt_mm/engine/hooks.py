@@ -18,7 +18,7 @@ from ..data.images import explain_unreadable
 from ..data.loading import leaves
 from ..pvt import PVT, Block, PVTv2
 from ..weights.names import as_classifier, count_by_part, unwrap
-from .errors import UsageError
+from .errors import CheckpointError, UsageError
 
 _HEAD = 'head.fc.weight'  # of mmpretrain's LinearClsHead
 
@@ -243,7 +243,7 @@ def check_complete(model: nn.Module, checkpoint: dict) -> None:
     part of the backbone through with a warning, which is an error here.
 
     Raises:
-        RuntimeError: tensors of other parts are missing or have another shape, or a part of the
+        CheckpointError: tensors of other parts are missing or have another shape, or a part of the
             backbone is missing.
         UsageError: a classifier has another number of classes.
     """
@@ -259,13 +259,13 @@ def check_complete(model: nn.Module, checkpoint: dict) -> None:
             if not names.isdisjoint(given):
                 partial += sorted(names - given.keys())
     if partial:
-        raise RuntimeError(
+        raise CheckpointError(
             f'The checkpoint lacks {len(partial)} tensors of the backbone of this '
             f'{type(model).__name__}, first {partial[0]}: test a complete checkpoint.'
         )
     missing = [key for key, shape in own.items() if given.get(key) != shape]
     if missing:
-        raise RuntimeError(
+        raise CheckpointError(
             f'The checkpoint does not fit {len(missing)} of the {len(own)} tensors of this '
             f'{type(model).__name__} outside its backbone ({count_by_part(missing)}): '
             + (

@@ -1,7 +1,9 @@
 """Predict files into a folder: what tools/predict.py does."""
 
 import os
+import re
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -62,6 +64,7 @@ def predict_files(
     pictures: bool = True,
     csv: bool = False,
     yolo: bool = False,
+    polygons: bool = False,
     max_frames: int | None = None,
     info: Mapping[str, Any] | None = None,
     **options: Any,
@@ -81,6 +84,7 @@ def predict_files(
         pictures: Draw them.
         csv: Also write ``predictions.csv``.
         yolo: Also write a text file for each image, into ``yolo``; of boxes.
+        polygons: Write masks into the JSON as polygons in the place of run lengths.
         max_frames: The most frames of a video.
         info: What the JSON says of itself.
         **options: Of :func:`predict`.
@@ -89,15 +93,17 @@ def predict_files(
         The numbers; files that cannot be read are left out and named in the standard error output.
     """
     check_tiles(model, options.get('tile'), options.get('overlap', 0.0))
+    options['threshold'] = threshold
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     videos = [replace(video, limit=max_frames) for video in videos]
     root, stems = name_files([*images, *(video.name for video in videos)])
-    lengths = [min(video.frames, max_frames or video.frames) for video in videos]
+    lengths = [video.length for video in videos]
     outcome, started = Outcome(), time.monotonic()
 
+    about = dict(info or {}, root=root)
     writers: list[Writer] = [
-        CocoWriter(out / 'predictions.json', model.classes, dict(info or {}, root=root))
+        CocoWriter(out / 'predictions.json', model.classes, about, polygons=polygons)
     ]
     if csv:
         writers.append(CsvWriter(out / 'predictions.csv', model.task))
@@ -124,19 +130,31 @@ def predict_files(
                 path = out / 'pictures' / f'{stem}.webm'
                 name = os.path.relpath(video.name, root) if os.path.exists(video.name) else stem
                 drawing = [VideoWriter(path, video, model)] if pictures else []
+                number = 0
                 with ExitStack() as open_film:
                     for writer in drawing:
                         open_film.enter_context(closing(writer))
-                    for i, found in enumerate(predict(model, video, **options)):
-                        yield found, f'{name}#{i}', f'{stem}/{i:06d}', drawing
+                    for found in predict(model, video, on_error=leave_out, **options):
+                        yield found, f'{name}#{number}', f'{stem}/{number:06d}', drawing
+                        number += 1
+                if number < 0.9 * min(video.frames, video.length):  # of some formats an estimate
+                    outcome.unreadable += 1
+                    known = f'{number} of its {video.length} frames could be read'
+                    told.step(outcome, f'{video.name} is truncated: {known}.')
+                elif not video.frames and any(video.size) and number != video.limit:
+                    told.say(f'{video.name} has ended after {number} frames.')
 
-        for found, name, stem, drawing in named():
-            kept = found.keep(threshold, labels)
-            for writer in (*writers, *drawing):
-                writer.add(kept, name, stem)
-            outcome.images += 1
-            outcome.boxes += 0 if kept.scores is None else len(kept.scores)
-            told.step(outcome)
+        try:
+            for found, name, stem, drawing in named():
+                kept = found.keep(labels=labels)
+                for writer in (*writers, *drawing):
+                    writer.add(kept, name, stem)
+                outcome.images += 1
+                outcome.boxes += 0 if kept.scores is None else len(kept.scores)
+                told.step(outcome)
+        except KeyboardInterrupt:
+            told.say(f'Stopped after {outcome.images} images; their predictions are in {out}.')
+            raise
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -157,7 +175,7 @@ def name_files(paths: Sequence[str]) -> tuple[str, dict[str, str]]:
     below = {
         path: os.path.relpath(os.path.abspath(path), root)
         if path in set(files)
-        else 'camera_' + ''.join(c if c.isalnum() else '_' for c in path)
+        else _name_stream(path)
         for path in paths
     }
     bare = {path: str(Path(name).with_suffix('')) for path, name in below.items()}
@@ -166,6 +184,13 @@ def name_files(paths: Sequence[str]) -> tuple[str, dict[str, str]]:
         path: stem if counts[stem] == 1 else below[path].replace('.', '_')
         for path, stem in bare.items()
     }
+
+
+def _name_stream(url: str) -> str:
+    """A file name for a camera or a stream, without the password in a URL."""
+    bare = re.sub('//[^/@]*@', '//', url)
+    name = 'camera_' + ''.join(c if c.isalnum() else '_' for c in bare)
+    return name if len(name) <= 100 else f'{name[:90]}_{zlib.crc32(url.encode()):08x}'
 
 
 class _Told:
@@ -189,11 +214,14 @@ class _Told:
         rate = f'{outcome.images / max(1e-9, time.monotonic() - self._started):.1f} images/s'
         self._bar.update(self._task, completed=done, rate=rate)
         if message:
-            self.console.print(message, markup=False, highlight=False)
+            self.say(message)
         if self._bar.disable and time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             of = f' of {self.total}' if self.total else ''
-            self.console.print(f'{done}{of} images, {rate}', markup=False, highlight=False)
+            self.say(f'{done}{of} images, {rate}')
+
+    def say(self, message: str) -> None:
+        self.console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
         self._bar.stop()

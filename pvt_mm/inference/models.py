@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from ..data.classes import find
 from ..data.paths import leaf_datasets
 from ..engine.cli import OptionsAction, add_trust_argument, for_mmengine, import_host, open_config
-from ..engine.errors import UsageError
+from ..engine.errors import CheckpointError, UsageError
 from ..engine.gallery import choose_colours
 from ..engine.hooks import (
     check_complete,
@@ -97,9 +98,9 @@ def load_model(
         options: Changes of the config by key, such as ``{'model.test_cfg.score_thr': 0.1}``.
 
     Raises:
-        UsageError: the config cannot be used, its host cannot be imported, the checkpoint does not
-            exist, or it is for other classes.
-        RuntimeError: the checkpoint does not fill the model.
+        UsageError: the config cannot be used, its host cannot be imported, or the checkpoint is for
+            other classes.
+        CheckpointError: the checkpoint does not exist, cannot be read, or does not fill the model.
     """
     cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
     cfg.merge_from_dict(dict(options or {}))
@@ -114,12 +115,11 @@ def load_model(
     meta = {}
     if checkpoint is not None:
         try:
-            path = find_checkpoint(checkpoint)
-        except (OSError, ValueError) as error:
-            raise UsageError(str(error)) from error
-        content = for_mmengine(read_checkpoint(path, trust=trust))
-        check_complete(net, content)
-        mmengine_checkpoint._load_checkpoint_to_model(net, content)  # as the Runner does
+            content = for_mmengine(read_checkpoint(find_checkpoint(checkpoint), trust=trust))
+            check_complete(net, content)
+            mmengine_checkpoint._load_checkpoint_to_model(net, content)  # as the Runner does
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(str(error)) from error
         meta = content.get('meta') or {}
     known = _metainfo(cfg, meta, _count_classes(net))
     if amp:
@@ -155,10 +155,14 @@ def task_of(cfg: Config, net: nn.Module) -> str:
 
 
 def _device(name: str | torch.device | None) -> torch.device:
-    device = torch.device(name or get_device())
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise UsageError(f'--device {device}: torch {torch.__version__} finds no GPU; use cpu.')
-    return device
+    name = name or get_device()
+    if str(name).startswith('cuda') and not torch.cuda.is_available():
+        raise UsageError(f'--device {name}: torch {torch.__version__} finds no GPU; use cpu.')
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition('\n')[0].rstrip('.')
+        raise UsageError(f'--device {name} cannot be used ({reason}): pass cpu or cuda.') from error
 
 
 def _metainfo(cfg: Config, meta: Mapping[str, Any], number: int | None) -> Mapping[str, Any]:

@@ -112,6 +112,7 @@ def predict(
     tile: int | None = None,
     overlap: float = 0.2,
     on_error: Callable[[str, str], None] | None = None,
+    threshold: float = 0.0,
 ) -> Iterator[Prediction]:
     """Predict images one after the other; only those at work are in memory.
 
@@ -126,6 +127,7 @@ def predict(
         overlap: The least part of a tile that its neighbour also covers, from 0 to below 1.
         on_error: Called with the path and the reason for a file that cannot be read, which is then
             left out.
+        threshold: The least score of a box. A mask takes a byte for each pixel of the image.
 
     Yields:
         A prediction for each image, in their order.
@@ -149,7 +151,7 @@ def predict(
         for loaded in batch:
             samples = list(itertools.islice(outputs, len(loaded.inputs)))
             if samples:
-                yield _as_prediction(loaded, samples, model.classes)
+                yield _as_prediction(loaded, samples, model.classes, threshold)
             elif on_error is None:
                 raise DataError(f'{loaded.path} {loaded.problem}: remove or replace it.')
             else:
@@ -267,8 +269,11 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Loaded]:
         name = getattr(self.images, 'name', '')
-        for i, image in enumerate(self.images):
-            yield self.prepare(image, f'{name}#{i}' if name else '')
+        try:
+            for i, image in enumerate(self.images):
+                yield self.prepare(image, f'{name}#{i}' if name else '')
+        except DataError as error:  # of a video
+            yield Loaded(name, problem=str(error).removeprefix(f'{name} '))
 
 
 def _predict_all(
@@ -281,11 +286,14 @@ def _predict_all(
 
 
 def _as_prediction(
-    loaded: Loaded, samples: Sequence[BaseDataElement], classes: tuple[str, ...]
+    loaded: Loaded,
+    samples: Sequence[BaseDataElement],
+    classes: tuple[str, ...],
+    threshold: float,
 ) -> Prediction:
     parts = [from_sample(sample, loaded.image, classes, loaded.path) for sample in samples]
     if len(parts) == 1:
-        return parts[0]
+        return parts[0].keep(threshold) if threshold else parts[0]
     size = loaded.image.shape[:2]
     if parts[0].label_map is not None:
         maps = [part.label_map for part in parts]
@@ -300,7 +308,8 @@ def _as_prediction(
     )
     tiles = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
     cut = [find_cut(found, tile, size) for found, tile in zip(moved, loaded.tiles, strict=True)]
-    objects = merge(boxes, scores, labels, tiles, np.concatenate(cut))
+    found = merge(boxes, scores, labels, tiles, np.concatenate(cut))
+    objects = [(i, members) for i, members in found if scores[i] >= threshold]
     best = np.array([i for i, _ in objects], int)
     masks = None
     if parts[0].masks is not None:

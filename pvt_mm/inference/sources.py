@@ -3,6 +3,7 @@
 import glob
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..data.loading import DataError
 from ..engine.errors import UsageError
 
 IMAGES = {'.bmp', '.gif', '.jpeg', '.jpg', '.jp2', '.png', '.pnm', '.ppm', '.pgm', '.tif', '.tiff'}
@@ -36,17 +38,23 @@ class Video:
     size: tuple[int, int]
     limit: int | None = None
 
+    @property
+    def length(self) -> int:
+        """The number of frames that will be read, 0 if it is not known."""
+        return min(filter(None, (self.frames, self.limit)), default=0)
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The frames, (H, W, 3), BGR."""
+        """The frames, (H, W, 3), BGR.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
         capture = _open(self.name)
-        try:
-            for _ in itertools.count() if self.limit is None else range(self.limit):
-                is_read, frame = capture.read()
-                if not is_read:
-                    return
-                yield frame
-        finally:
-            capture.release()
+        for _ in itertools.count() if self.limit is None else range(self.limit):
+            is_read, frame = _read(capture)
+            if not is_read:
+                return
+            yield frame
 
 
 def find_inputs(
@@ -63,7 +71,8 @@ def find_inputs(
         The paths of the images, each once, in the order of the inputs, and the videos.
 
     Raises:
-        UsageError: an input is not there, or has neither an image nor a video.
+        UsageError: an input is not there, has neither an image nor a video, or is a camera or a
+            stream that cannot be opened.
     """
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     images, videos = {}, {}
@@ -126,28 +135,48 @@ def _in_list(path: str) -> Iterator[str]:
 
 
 def _open(name: str) -> Any:
-    capture = cv2.VideoCapture(int(name) if name.isdecimal() else name)
+    if not name.isdecimal():
+        capture = cv2.VideoCapture(name)
+        reason = 'nothing answers there, or it is no video that OpenCV can read'
+        if not _is_stream(name):
+            reason = 'it is truncated, or no video that OpenCV can read'
+    else:
+        level = cv2.setLogLevel(0)  # the one sentence below says what its lines do
+        try:
+            capture = cv2.VideoCapture(int(name))
+        finally:
+            cv2.setLogLevel(level)
+        there = ', '.join(sorted(glob.glob('/dev/video*'))) or 'none'
+        reason = f'there is no such camera, or it is in use (of /dev/video* there is: {there})'
     if not capture.isOpened():
-        raise UsageError(
-            f'{name} cannot be opened as a video: it is no video, its format is unknown to OpenCV, '
-            f'or no camera is there.'
-        )
+        raise DataError(f'{name} cannot be opened: {reason}')
     return capture
 
 
+def _read(capture: Any) -> tuple[bool, np.ndarray | None]:
+    """The next frame, from a thread: Ctrl-C does not end a call of C++, in which streams wait."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(capture.read()), daemon=True)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 def _describe(name: str) -> Video:
-    capture = _open(name)
     try:
-        rate, frames, width, height = (
-            capture.get(key)
-            for key in (
-                cv2.CAP_PROP_FPS,
-                cv2.CAP_PROP_FRAME_COUNT,
-                cv2.CAP_PROP_FRAME_WIDTH,
-                cv2.CAP_PROP_FRAME_HEIGHT,
-            )
+        capture = _open(name)
+    except DataError as error:
+        if _is_stream(name):
+            raise UsageError(f'{error}.') from error
+        return Video(name, 25.0, 0, (0, 0))  # like a broken image, it is reported when it is read
+    rate, frames, width, height = (
+        capture.get(key)
+        for key in (
+            cv2.CAP_PROP_FPS,
+            cv2.CAP_PROP_FRAME_COUNT,
+            cv2.CAP_PROP_FRAME_WIDTH,
+            cv2.CAP_PROP_FRAME_HEIGHT,
         )
-    finally:
-        capture.release()
+    )
     frames = 0 if _is_stream(name) else max(0, int(frames))
     return Video(name, rate if 0 < rate < 1000 else 25.0, frames, (int(width), int(height)))

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,13 +43,30 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return dict(size=[int(n) for n in runs['size']], counts=runs['counts'].decode())
 
 
-def as_annotations(prediction: Prediction, categories: Sequence[int]) -> list[dict[str, Any]]:
+def trace(mask: np.ndarray) -> list[list[float]]:
+    """The outlines of a mask (H, W) as COCO's polygons, x and y in turn, in pixels, without holes.
+
+    They are a quarter of a pixel inside the borders of the mask, so that they fill the same pixels.
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    part = mask[y : y + height, x : x + width].astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    outlines, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    polygons = [((o.reshape(-1, 2) + 0.5) / 2 + [x, y]).ravel().tolist() for o in outlines]
+    return polygons or [[0.0] * 6]  # readers fail where there is none
+
+
+def as_annotations(
+    prediction: Prediction,
+    categories: Sequence[int],
+    outline: Callable[[np.ndarray], Any] = encode,
+) -> list[dict[str, Any]]:
     """The annotations of an image in COCO's form, with scores and names.
 
     Args:
         prediction: Boxes with or without masks; a label map, which gives a region for each class;
             or the probabilities of a classifier, of which five are taken.
         categories: The id of each class.
+        outline: Writes a mask: :func:`encode` or :func:`trace`.
     """
     found = []
     if prediction.label_map is not None:
@@ -57,7 +74,7 @@ def as_annotations(prediction: Prediction, categories: Sequence[int]) -> list[di
             mask = prediction.label_map == i
             box = cv2.boundingRect(mask.astype(np.uint8))
             entry = dict(category_id=categories[i], name=prediction.classes[i], iscrowd=0)
-            entry.update(bbox=list(box), area=int(mask.sum()), segmentation=encode(mask))
+            entry.update(bbox=list(box), area=int(mask.sum()), segmentation=outline(mask))
             found.append(entry)
         return found
     if prediction.probabilities is not None:
@@ -72,7 +89,7 @@ def as_annotations(prediction: Prediction, categories: Sequence[int]) -> list[di
         entry.update(bbox=[left, top, right - left, bottom - top])
         entry.update(area=(right - left) * (bottom - top))
         if prediction.masks is not None:
-            entry.update(segmentation=encode(prediction.masks[i]))
+            entry.update(segmentation=outline(prediction.masks[i]))
             entry.update(area=float(prediction.masks[i].sum()))
         found.append(entry)
     return found
@@ -89,6 +106,7 @@ class CocoWriter:
         classes: The names of the classes.
         info: What is said of the file as a whole.
         categories: The id of each class: 1, 2, ...
+        polygons: Write masks as polygons in the place of run lengths, see :func:`trace`.
     """
 
     def __init__(
@@ -97,8 +115,10 @@ class CocoWriter:
         classes: Sequence[str],
         info: Mapping[str, Any],
         categories: Sequence[int] | None = None,
+        polygons: bool = False,
     ) -> None:
         self.path, self.info = Path(path), dict(info)
+        self._outline = trace if polygons else encode
         self.categories = list(categories or range(1, len(classes) + 1))
         pairs = zip(self.categories, classes, strict=True)
         self._named = [dict(id=i, name=name) for i, name in pairs]
@@ -112,7 +132,7 @@ class CocoWriter:
     def add(self, prediction: Prediction, name: str, stem: str = '') -> None:
         height, width = prediction.image.shape[:2]
         image = dict(id=self.images + 1, file_name=name, width=width, height=height)
-        self.add_entries(image, as_annotations(prediction, self.categories))
+        self.add_entries(image, as_annotations(prediction, self.categories, self._outline))
 
     def add_entries(self, image: Mapping, annotations: Sequence[Mapping]) -> None:
         """Write an image, with its ``id``, and its annotations, which get theirs."""

@@ -89,9 +89,9 @@ def write(new: NewConfig, base: str | Path, path: str | Path) -> list[Problem]:
     if path.exists():
         raise UsageError(f'{path} exists, and is not overwritten: name another with --out.')
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = base if '::' in str(base) else os.path.relpath(base, path.parent.absolute())
+    name = name_base(base, path.parent)
     draft = path.with_name(f'.{path.stem}_{os.getpid()}.py')
-    draft.write_text(render(new, str(name)), 'utf-8')
+    draft.write_text(render(new, name), 'utf-8')
     try:
         splits = ('train', 'val', 'test')
         cfg = read_config(draft, {}, splits)
@@ -103,3 +103,16 @@ def write(new: NewConfig, base: str | Path, path: str | Path) -> list[Problem]:
         raise
     draft.rename(path)
     return problems
+
+
+def name_base(base: str | Path, folder: Path) -> str:
+    """How a config in a folder names the one that it inherits from.
+
+    An installed one gets the name that it has in every environment, ``pvt_mm::...``.
+    """
+    if '::' in str(base):
+        return str(base)
+    installed = Path(__file__).parents[1] / '.mim/configs'
+    if Path(base).absolute().is_relative_to(installed):
+        return f'pvt_mm::{Path(base).absolute().relative_to(installed).as_posix()}'
+    return os.path.relpath(base, folder.absolute())

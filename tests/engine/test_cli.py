@@ -384,17 +384,13 @@ def test_nothing_runs_behind_any_scheme(scheme, trust, evil, capfd):
         assert 'Falling back' not in ''.join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(
-    ('options', 'error'),
-    [({}, pickle.UnpicklingError), (dict(resume=True), UsageError)],
-    ids=['load_from', 'resume'],
-)
-def test_a_runner_does_not_run_what_a_checkpoint_contains(options, error, tmp_path):
+@pytest.mark.parametrize('options', [{}, dict(resume=True)], ids=['load_from', 'resume'])
+def test_a_runner_does_not_run_what_a_checkpoint_contains(options, tmp_path):
     evil = dict(state_dict=Toy().state_dict(), meta=Planted(tmp_path / 'planted'))
     torch.save(evil, tmp_path / 'evil.pth')
     install_safe_loader()
     runner = toy_runner(tmp_path, load_from=str(tmp_path / 'evil.pth'), **options)
-    with pytest.raises(error, match=r'evil\.pth holds more than weights'):
+    with pytest.raises(UsageError, match=r'evil\.pth holds more than weights'):
         runner.train()
     assert not (tmp_path / 'planted').exists()
 

@@ -1,21 +1,26 @@
-"""What a training and a test write to TensorBoard, read back from its files."""
+"""What a training and a test write to trackers, read back from their files."""
 
 import argparse
+import json
+import struct
+from collections import defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 
 from pvt_mm.engine import ToolRunner, UsageError, add_arguments
 from pvt_mm.engine.trackers import TRACKERS, add_trackers
 
 from .toys import evaluation, toy_runner
 
-pytest.importorskip('tensorboard')
 
-
-def tracked(**config: dict) -> Config:
+def tracked(name: str = 'tensorboard', **config: object) -> Config:
+    pytest.importorskip(name)
     cfg = Config(dict(default_hooks=dict(logger=dict(type='LoggerHook'))) | config)
-    add_trackers(cfg, ['tensorboard'])
+    add_trackers(cfg, [name])
     return cfg
 
 
@@ -68,39 +73,92 @@ def test_every_tracker_is_a_class_of_mmengine():
     assert all(VISBACKENDS.get(tracker.backend) for tracker in TRACKERS.values())
 
 
-def test_tensorboard_has_the_curves(tmp_path):
-    from mmengine.evaluator import BaseMetric
+Curves = dict[str, list[tuple[int, float]]]  # steps and values
+
+
+def read_tensorboard(folder: Path) -> Curves:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = folder.glob('*/vis_data/events.out.tfevents.*')
+    found = EventAccumulator(str(events)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()['scalars']
+    }
+
+
+def read_mlflow(folder: Path) -> Curves:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f'sqlite:///{folder}/mlflow.db')
+    experiment = client.get_experiment_by_name(folder.name)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == 'FINISHED'
+    return {
+        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+    }
+
+
+def read_wandb(folder: Path) -> Curves:
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()  # its process has written everything
+    (file,) = folder.glob('*/vis_data/wandb/offline-run-*/*.wandb')
+    data, place, message, curves = file.read_bytes(), 7, b'', defaultdict(list)
+    while place + 7 <= len(data):  # LevelDB's log: parts of messages in blocks of 32 KiB
+        length, kind = struct.unpack('<HB', data[place + 4 : place + 7])
+        message += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, message = Record.FromString(message), b''
+            step = record.history.step.num
+            for item in record.history.item:
+                name = item.key or item.nested_key[0]
+                if not name.startswith('_'):
+                    curves[name].append((step, json.loads(item.value_json)))
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+    return curves
+
+
+@pytest.mark.parametrize(
+    ('name', 'read'),
+    [('tensorboard', read_tensorboard), ('mlflow', read_mlflow), ('wandb', read_wandb)],
+)
+def test_the_curves_are_read_back(name, read, tmp_path, monkeypatch):
+    """By the library itself; of wandb, which has no reader, by its messages."""
+    pytest.importorskip(name)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
 
     class Metric(BaseMetric):
         def process(self, data_batch, data_samples):
             self.results.append(0)
 
         def compute_metrics(self, results):
-            return dict(answer=42.0, note='text')
+            return dict(answer=np.float32(42.0), note='text')
 
     def run(folder, **kwargs) -> ToolRunner:
-        cfg = tracked(visualizer=dict(type='Visualizer', name=str(folder)))
+        monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)  # of the run before
+        cfg = tracked(
+            name, visualizer=dict(name=str(folder), type='Visualizer'), work_dir=str(folder)
+        )
         validation = evaluation(Metric, 2)
         test = {k.replace('val', 'test', 1): v for k, v in validation.items() if k != 'model'}
         return toy_runner(
-            folder, cfg.custom_hooks, visualizer=cfg.visualizer, **validation, **test, **kwargs
+            *(folder, cfg.custom_hooks),
+            **dict(visualizer=cfg.visualizer, cfg=cfg, **validation, **test, **kwargs),
         )
-
-    def read(folder) -> dict[str, list[tuple[int, float]]]:
-        (events,) = folder.glob('*/vis_data/events.out.tfevents.*')
-        found = EventAccumulator(str(events)).Reload()
-        return {
-            tag: [(event.step, event.value) for event in found.Scalars(tag)]
-            for tag in found.Tags()['scalars']
-        }
 
     runner = run(tmp_path / 'train')
     runner.train()
     first = runner.message_hub.log_scalars['train/loss'].data[0][0]
     found = read(tmp_path / 'train')
-    assert [step for step, _ in found['loss']] == [1, 2, 3, 4]
+    assert [value for _, value in found['iter']] == [1, 2, 3, 4]
+    if name != 'wandb':  # which numbers its rows
+        assert [step for step, _ in found['loss']] == [1, 2, 3, 4]
     assert found['loss'][0][1] == pytest.approx(first, rel=1e-6)
     assert [value for _, value in found['answer']] == [42.0, 42.0]
     run(tmp_path / 'test', load_from=str(tmp_path / 'train/epoch_2.pth')).test()
-    assert read(tmp_path / 'test')['answer'] == [(4, 42.0)]
+    assert read(tmp_path / 'test')['answer'] == [(0 if name == 'wandb' else 4, 42.0)]

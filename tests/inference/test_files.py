@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import cv2
@@ -13,6 +16,7 @@ from pycocotools.coco import COCO
 from pvt_mm.inference import Prediction, find_inputs, load_model, predict
 from pvt_mm.inference.draw import draw
 from pvt_mm.inference.files import name_files
+from pvt_mm.inference.writers import trace
 
 from ..conftest import import_tool, run_tool
 from .conftest import CLASSES, CONFIGS, names
@@ -27,7 +31,7 @@ def tool(monkeypatch, trained, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def start(task: str, *arguments: str) -> int | str | None:
-        words = [*trained(task), *arguments, '--out', 'out', '--workers', '0']
+        words = [*trained(task), '--workers', '0', *arguments, '--out', 'out']
         return run_tool(module, words, monkeypatch)
 
     return start
@@ -92,6 +96,33 @@ def test_boxes(task, tool, trained, images, capsys):
     assert f'3 images, {total} boxes in ' in capsys.readouterr().out
 
 
+def test_polygons(tool, images):
+    """They fill the pixels of the masks but for a few of holes and single points."""
+    for option in ('--no-pictures', '--polygons'):
+        assert tool('instance', *images, '--score-thr', '0.1', '--no-pictures', option) is None
+        Path('out/predictions.json').rename(f'{option}.json')
+    runs, polygons = COCO('--no-pictures.json'), COCO('--polygons.json')
+    assert len(runs.anns) > 10
+    for key, entry in polygons.anns.items():
+        assert all(isinstance(points, list) for points in entry['segmentation'])
+        mask, filled = runs.annToMask(runs.anns[key]), polygons.annToMask(entry)
+        assert entry['area'] == mask.sum()
+        outside = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        whole = cv2.drawContours(
+            np.zeros(mask.shape, np.uint8), outside, -1, 1, -1
+        )  # without holes
+        assert (filled != whole).sum() <= 2 + 0.01 * whole.sum()
+
+
+def test_outlines_of_small_masks():
+    mask = np.zeros((9, 9), bool)
+    mask[4, 6] = True
+    assert trace(mask) == [[6.25, 4.25, 6.25, 4.75, 6.75, 4.75, 6.75, 4.25]]
+    mask[0:2, 0:3] = True
+    assert len(trace(mask)) == 2
+    assert trace(np.zeros((9, 9), bool)) == [[0, 0, 0, 0, 0, 0]]  # pycocotools fails on []
+
+
 def test_label_maps(tool, trained, images):
     assert tool('segmentation', *images) is None
     model = load_model(*trained('segmentation'), device='cpu')
@@ -152,6 +183,21 @@ def test_bad_files_are_named_and_left_out(tool, images, capsys, tmp_path):
     assert not Path('out/pictures').exists()
 
 
+def test_bad_videos_are_named(tool, tmp_path, capsys):
+    (tmp_path / 'films').mkdir()
+    film(tmp_path / 'films/whole.mkv', 6)
+    (tmp_path / 'films/broken.mp4').write_bytes(b'no film')
+    whole = (tmp_path / 'films/whole.mkv').read_bytes()
+    (tmp_path / 'films/cut.mkv').write_bytes(whole[: len(whole) * 3 // 4])
+    told = tool('detection', 'films', '--no-pictures')
+    assert told == '2 files could not be read, see above.'
+    told = capsys.readouterr().err
+    assert 'films/broken.mp4 cannot be opened: it is truncated, or no video that OpenCV' in told
+    number = int(re.search(r'films/cut.mkv is truncated: (\d+) of its 6 frames could', told)[1])
+    data = json.loads(Path('out/predictions.json').read_text())
+    assert len(data['images']) == 6 + number
+
+
 def test_chosen_classes(tool, images):
     assert tool('detection', images[0], '--classes', CLASSES[2], '--score-thr', '0') is None
     data = json.loads(Path('out/predictions.json').read_text())
@@ -163,6 +209,8 @@ def test_chosen_classes(tool, images):
     [
         ('detection', ['--classes', 'disk'], "--classes: the model has no class 'disk', expected"),
         ('detection', ['--batch-size', '0'], '--batch-size is 0, expected 1 or more.'),
+        ('detection', ['--workers', '-1'], '--workers is -1, expected 0 or more.'),
+        ('detection', ['--score-thr', '40'], '--score-thr is 40.0, expected 0 to 1, such as 0.3.'),
         ('classification', ['--yolo'], '--yolo writes boxes, of which a model for classification'),
         ('classification', ['--tile', '64'], 'A classifier has one answer for an image'),
     ],
@@ -172,18 +220,17 @@ def test_mistakes(task, words, message, tool, images):
     assert not Path('out/predictions.json').exists()
 
 
-def test_an_interrupt_keeps_what_is_there(tool, images, monkeypatch):
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_is_there(number, code, tool, images, monkeypatch, capsys):
     from pvt_mm.inference import files
 
     def interrupted(*args, **kwargs):
-        yield from itertools_first(predict(*args, **kwargs))
-        raise KeyboardInterrupt
-
-    def itertools_first(found):
-        yield next(found)
+        yield next(predict(*args, **kwargs))
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(files, 'predict', interrupted)
-    assert tool('detection', *images) == 130
+    assert tool('detection', *images) == code
+    assert 'Stopped after 1 images; their predictions are in out.' in capsys.readouterr().err
     assert len(json.loads(Path('out/predictions.json').read_text())['images']) == 1
     assert [path.name for path in Path('out').iterdir() if path.name.startswith('.')] == []
 
@@ -198,6 +245,10 @@ def test_names_of_files(tmp_path, monkeypatch):
     assert len(set(stems.values())) == 5
     assert stems['d/e.f.png'] == 'd/e.f'
     assert stems['rtsp://h:1/s'] == 'camera_rtsp___h_1_s'
+    secret, long = 'rtsp://me:secret@h:1/s', f'http://h/{"x" * 300}'
+    _, stems = name_files([secret, long, f'{long}y'])
+    assert stems[secret] == 'camera_rtsp___h_1_s'
+    assert stems[long] != stems[f'{long}y'] and len(stems[long]) < 200
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Config and checkpoint -> model."""
 
 import argparse
-import pickle
 
 import pytest
 import torch
@@ -89,14 +88,16 @@ def test_mistakes(tmp_path, trained):
     with pytest.raises(UsageError, match=r'nowhere\.pth'):
         load_model(config, 'nowhere.pth')
     torch.save(dict(state_dict={}, meta={}), tmp_path / 'empty.pth')
-    with pytest.raises(RuntimeError, match=r'does not fit .* tensors of this RetinaNet'):
+    with pytest.raises(UsageError, match=r'does not fit .* tensors of this RetinaNet'):
         load_model(config, tmp_path / 'empty.pth')
     evil = dict(state_dict={}, meta=Planted(tmp_path / 'planted'))
     torch.save(evil, tmp_path / 'evil.pth')
-    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth holds more than weights'):
+    with pytest.raises(UsageError, match=r'evil\.pth holds more than weights'):
         load_model(config, tmp_path / 'evil.pth')
     assert not (tmp_path / 'planted').exists()
     with pytest.raises(UsageError, match=r"amp is 'fp8', expected one of float16, bfloat16"):
         load_model(*trained('detection'), amp='fp8')
     with pytest.raises(UsageError, match=r'--device cuda: torch .* finds no GPU'):
         load_model(*trained('detection'), device='cuda')
+    with pytest.raises(UsageError, match=r'--device gpu cannot be used \(Expected one of cpu'):
+        load_model(*trained('detection'), device='gpu')

@@ -329,6 +329,8 @@ def test_tiles_end_to_end(host):
         return
     np.testing.assert_array_equal(found.boxes, [[50, 40, 90, 70]])
     np.testing.assert_array_equal(found.masks, [expected])
+    options = dict(tile=64, overlap=0.3, threshold=found.scores[0] + 1e-3)
+    assert next(predict(model, pixels, **options)).masks.shape == (0, 100, 140)
 
 
 def drop_instances(sample):

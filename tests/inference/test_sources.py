@@ -1,9 +1,17 @@
 """What a user names as inputs."""
 
+import http.server
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
+from pvt_mm.data.loading import DataError
 from pvt_mm.engine import UsageError
 from pvt_mm.inference import find_inputs
 
@@ -56,13 +64,13 @@ def test_images(inputs, recursive, expected, folder):
         ('empty', r'empty has no image or video in it, .* pass --recursive for the folders in it'),
         ('*.gif', r'\*\.gif has no image or video in it'),
         ('binary.txt', r'binary\.txt is no text in UTF-8, expected a path in each line'),
-        ('broken.mp4', r'broken\.mp4 cannot be opened as a video'),
+        ('77', r'77 cannot be opened: there is no such camera, or it is in use \(of /dev/video\*'),
+        ('http://127.0.0.1:9/x', r'127\.0\.0\.1:9/x cannot be opened: nothing answers there'),
     ],
 )
 def test_mistakes(name, message, folder):
     (folder / 'empty/inner').mkdir(parents=True)
     (folder / 'binary.txt').write_bytes(b'\xff\xfe\x00')
-    (folder / 'broken.mp4').write_bytes(b'no film')
     with pytest.raises(UsageError, match=message):
         find_inputs(name)
 
@@ -84,3 +92,67 @@ def test_videos(tmp_path):
     brightness = [frame.mean() for frame in video]
     np.testing.assert_allclose(brightness, [0, 40, 80, 120, 160], atol=2)
     assert [frame.mean() for frame in video] == brightness  # it can be read again
+
+
+def test_a_broken_video_is_an_error_when_it_is_read(tmp_path):
+    """As a broken image is: those beside it can be used."""
+    path = tmp_path / 'broken.mp4'
+    path.write_bytes(b'no film')
+    _, (video,) = find_inputs(tmp_path)
+    with pytest.raises(DataError, match=r'broken\.mp4 cannot be opened: it is truncated, or no'):
+        next(iter(video))
+
+
+class Camera(http.server.BaseHTTPRequestHandler):
+    """Six frames of motion JPEG, and an end; ``/stalls`` waits for the test before the end."""
+
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header('Content-Type', 'multipart/x-mixed-replace; boundary=frame')
+        self.end_headers()
+        for i in range(6):
+            data = cv2.imencode('.jpg', np.full((48, 64, 3), 40 * i, np.uint8))[1].tobytes()
+            head = f'--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n'
+            self.wfile.write(head.encode() + data + b'\r\n')
+        if self.path == '/stalls':
+            self.waits.set()
+            self.goes_on.wait(60)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope='module')
+def camera() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        Camera.goes_on.set()
+        server.shutdown()
+
+
+def test_a_stream(camera):
+    images, (video,) = find_inputs(f'{camera}/live')
+    assert (images, video.frames, video.length, video.size) == ([], 0, 0, (64, 48))
+    brightness = [frame.mean() for frame in video]
+    np.testing.assert_allclose(brightness, [0, 40, 80, 120, 160, 200], atol=2)
+    first = replace(video, limit=2)
+    assert (first.length, len(list(first))) == (2, 2)
+
+
+def test_ctrl_c_does_not_wait_for_a_stream(camera):
+    """OpenCV would wait 30 s for the next frame."""
+    _, (video,) = find_inputs(f'{camera}/stalls')
+    Camera.waits.clear()
+
+    def interrupt() -> None:
+        Camera.waits.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in video:
+            pass
+    assert not Camera.goes_on.is_set()
