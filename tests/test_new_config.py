@@ -293,7 +293,7 @@ def test_folders_that_differ(tool, tmp_path):
 
 def test_names_of_bases(tmp_path):
     """Of an installed package the path is true in this environment alone."""
-    installed = Path(new_config.__file__).parent / '.mim/configs/retinanet/pvt_t_fpn_1x.py'
+    installed = Path(new_config.__file__).parents[1] / '.mim/configs/retinanet/pvt_t_fpn_1x.py'
     assert new_config.name_base(installed, tmp_path) == 'pvt_mm::retinanet/pvt_t_fpn_1x.py'
     assert new_config.name_base('mmdet::atss/a.py', tmp_path) == 'mmdet::atss/a.py'
     base = ROOT / 'configs/retinanet/pvt_t_fpn_1x.py'
