@@ -170,9 +170,10 @@ def test_layers_in_int8(task, exported, quantized, tmp_path):
     named = {node.name: node for node in small.node}
     kept = {node.name for node in layers if not is_int8(named[node.name], small)}
     expected = {f'/backbone/patch_embed{i}/proj/Conv' for i in (1, 2, 3, 4)}
-    if task == 'segmentation':  # all of its head are upsampled but those of the finest map
-        names = {node.name for node in layers if '/decode_head/' in node.name}
+    if task == 'segmentation':  # the maps that are upsampled
+        names = {node.name for node in layers if '/scale_heads.' in node.name}
         expected |= {name for name in names if '/scale_heads.0/' not in name}
+        assert len(expected) == 10
     assert kept == expected
 
     options = onnxruntime.SessionOptions()
