@@ -189,9 +189,9 @@ def test_layers_in_int8(task, exported, quantized, tmp_path):
 @pytest.mark.parametrize('task', TASKS)
 def test_values_in_int8(task, exported, quantized, model, photos):
     """Close to those of the file in float32; the weights are random, so many boxes are ties."""
-    files = OnnxFile(exported(task)), OnnxFile(quantized(task))
-    inputs = as_input(files[0].facts, check.load(model(task), photos[:1]))
-    ours, found = ({k: v[0] for k, v in file(inputs).items()} for file in files)
+    pair = OnnxFile(exported(task)), OnnxFile(quantized(task))
+    inputs = as_input(pair[0].facts, check.load(model(task), photos[:1]))
+    ours, found = ({k: v[0] for k, v in file(inputs).items()} for file in pair)
     if task == 'classification':
         np.testing.assert_allclose(found['scores'], ours['scores'], atol=0.03)
     elif task == 'segmentation':
