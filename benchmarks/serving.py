@@ -1,32 +1,38 @@
-"""A trained detector served in several ways: its AP, and the time that an image takes.
+"""A trained model served in several ways: its quality, and the time that an image takes.
 
-    BCCD_ROOT=... python -m benchmarks.serving CONFIG CHECKPOINT --calibrate IMAGES
-    python -m benchmarks.serving CONFIG CHECKPOINT --calibrate IMAGES --size 800 1344 --no-ap
+    BCCD_ROOT=... python -m benchmarks.serving CONFIG CHECKPOINT --calibrate IMAGES --rounds 0
+    python -m benchmarks.serving CONFIG CHECKPOINT --calibrate IMAGES --sizes 480x640 --no-quality
 
 It exports the model in float32, float16 and int8. All take the bytes of one resized image and give
-boxes after suppression; reading and resizing are not in the times. They run in turns, and the table
-has the median and the fastest. The time of the processor, of all threads, hardly depends on what
-else runs on the machine. AP is that of the config's test data.
+what docs/serving.md names; reading and resizing are not in the times. PyTorch also pastes the masks
+of Mask R-CNN into the image. Times are those of the processor, of all threads, which hardly depend
+on what else runs on the machine. In each round each way predicts once; the table has the medians of
+the times, and of the ratios to PyTorch in float32 in the same round. Quality is that of the
+config's test data and evaluator; for files it is that of docs/serve.py, from the photograph on.
+--rounds 0 leaves out the times.
 """
 
 import argparse
 import contextlib
 import io
 import os
+import runpy
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import openvino
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +41,21 @@ from pvt_mm.engine import install_safe_loader, run
 from pvt_mm.export import OnnxFile, check, export
 from pvt_mm.inference import TrainedModel, load_model
 
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+SERVE = runpy.run_path(str(Path(__file__).parents[1] / 'docs/serve.py'))
+# The metrics of a task, in percent: the key of the host, and by how much to multiply it.
+METRICS = {
+    'detection': {'box AP': ('coco/bbox_mAP', 100)},
+    'instance': {'box AP': ('coco/bbox_mAP', 100), 'mask AP': ('coco/segm_mAP', 100)},
+    'segmentation': {'mIoU': ('mIoU', 1)},
+    'classification': {'top-1': ('accuracy/top1', 1)},
+}
+
+
+class Way(NamedTuple):
+    """A way to serve a model."""
+
+    predict: Callable[[np.ndarray], Any]  # from a resized image, (1, H, W, 3), uint8, RGB
+    test: Callable[[dict], Sequence[BaseDataElement]]  # from a batch of the test data
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,124 +66,122 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint')
     parser.add_argument('--calibrate', nargs='+', required=True, metavar='IMAGE')
     parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help="default: as the config's pipeline"
+        '--sizes', nargs='+', default=[], metavar='HxW', help="default: as the config's pipeline"
     )
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--rounds', type=int, default=15, help='images that each predicts: 15')
-    parser.add_argument('--no-ap', action='store_true')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--rounds', type=int, default=9, help='images that each predicts: 9')
+    parser.add_argument('--no-quality', action='store_true')
     return parser.parse_args()
 
 
-def open_vino(path: Path, precision: str, threads: int) -> Predict:
-    """A file under OpenVINO, on the CPU."""
-    core = openvino.Core()
-    options = dict(
-        INFERENCE_PRECISION_HINT=precision,
-        PERFORMANCE_HINT='LATENCY',
-        INFERENCE_NUM_THREADS=threads,
-    )
-    program = core.compile_model(core.read_model(path), 'CPU', options)
+class OpenVino:
+    """A file under OpenVINO on the CPU, with the two methods of an onnxruntime session."""
 
-    def predict(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = program({'image': image})
-        return {output.any_name: found[output] for output in program.outputs}
+    def __init__(self, path: Path, names: Sequence[str], precision: str, threads: int) -> None:
+        self.names = names
+        core = openvino.Core()
+        options = dict(
+            INFERENCE_PRECISION_HINT=precision,
+            PERFORMANCE_HINT='LATENCY',
+            INFERENCE_NUM_THREADS=threads,
+        )
+        self.program = core.compile_model(core.read_model(path), 'CPU', options)
 
-    return predict
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name) for name in self.names]
+
+    def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        found = self.program(inputs)
+        return [found[name] for name in self.names]  # an output can have several names
 
 
-def in_torch(model: TrainedModel) -> Predict:
+def by_torch(model: TrainedModel) -> Way:
     """The model itself; its input is that of the files."""
 
-    def predict(image: np.ndarray) -> dict[str, np.ndarray]:
-        (sample,) = model.test_step(check.as_data(model, [image[0, ..., ::-1].copy()]))
-        found = sample.pred_instances
-        return {
-            name: value.float().numpy()[None]
-            for name, value in (
-                ('boxes', found.bboxes),
-                ('scores', found.scores),
-                ('labels', found.labels),
-            )
-        }
+    def predict(image: np.ndarray) -> Sequence[BaseDataElement]:
+        return model.test_step(check.as_data(model, [image[0, ..., ::-1].copy()]))
 
-    return predict
+    return Way(predict, model.test_step)
 
 
-def contenders(args: argparse.Namespace, folder: Path) -> dict[str, Predict]:
-    """The ways to serve, by their names."""
+def by_file(session: Any, facts: Mapping[str, Any]) -> Way:
+    """A file in a session, used as docs/serve.py does."""
 
-    def load(**options: object) -> TrainedModel:
+    def test(data: dict) -> Sequence[BaseDataElement]:
+        for sample in data['data_samples']:
+            image = cv2.imread(sample.img_path)
+            found = SERVE['predict'](session, facts, image)
+            if 'boxes' in found:
+                if 'masks' in found:
+                    found['masks'] = np.reshape(found['masks'], (-1, *image.shape[:2]))
+                names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+                sample.pred_instances = InstanceData(
+                    **{names[key]: torch.from_numpy(value) for key, value in found.items()}
+                )
+            elif 'label_map' in found:
+                sample.pred_sem_seg = PixelData(data=torch.from_numpy(found['label_map'])[None])
+            else:
+                scores = torch.from_numpy(found['scores'])
+                sample.set_pred_score(scores).set_pred_label(scores.argmax())
+        return data['data_samples']
+
+    return Way(lambda image: session.run(None, {'image': image}), test)
+
+
+def make_ways(args: argparse.Namespace, folder: Path) -> dict[str, Way]:
+    """The ways to serve, by their names; the first is the one to compare with."""
+
+    def load(**options: Any) -> TrainedModel:
         return load_model(args.config, args.checkpoint, 'cpu', **options)
 
     model = load()
-    ways = {'torch, eager, float32': in_torch(model)}
-    ways['torch, eager, bfloat16'] = in_torch(load(amp='bfloat16'))
-    ways['torch, compiled, float32'] = in_torch(load(compile=True))
-    ways['torch, compiled, bfloat16'] = in_torch(load(compile=True, amp='bfloat16'))
-    for name, options in (
-        ('float32', {}),
-        ('float16', dict(half=True)),
-        ('int8', dict(int8=args.calibrate)),
-    ):
+    ways = {'torch, eager, float32': by_torch(model)}
+    ways['torch, eager, bfloat16'] = by_torch(load(amp='bfloat16'))
+    ways['torch, compiled, float32'] = by_torch(load(compile=True))
+    ways['torch, compiled, bfloat16'] = by_torch(load(compile=True, amp='bfloat16'))
+    options = dict(float32={}, float16=dict(half=True), int8=dict(int8=args.calibrate))
+    for name, option in options.items():
         path = folder / f'{name}.onnx'
-        export(model, path, uint8=True, images=args.calibrate, **options)
-        ways[f'onnxruntime, {name}'] = OnnxFile(path)
-    whole, small = folder / 'float32.onnx', folder / 'int8.onnx'
-    ways['OpenVINO, float32'] = open_vino(whole, 'f32', args.threads)
-    ways['OpenVINO, bfloat16'] = open_vino(whole, 'bf16', args.threads)
-    ways['OpenVINO, int8'] = open_vino(small, 'f32', args.threads)
-    ways['OpenVINO, int8 and bfloat16'] = open_vino(small, 'bf16', args.threads)
+        export(model, path, uint8=True, images=args.calibrate, **option)
+        file = OnnxFile(path)
+        ways[f'onnxruntime, {name}'] = by_file(file.session, file.facts)
+    for name, path, precision in (
+        ('float32', 'float32.onnx', 'f32'),
+        ('bfloat16', 'float32.onnx', 'bf16'),
+        ('int8', 'int8.onnx', 'f32'),
+        ('int8 and bfloat16', 'int8.onnx', 'bf16'),
+    ):
+        session = OpenVino(folder / path, file.names, precision, args.threads)
+        ways[f'OpenVINO, {name}'] = by_file(session, file.facts)
     return ways
 
 
-def measure(ways: dict[str, Predict], image: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of the clock and of the processor, (rounds, 2), by the name of a way."""
-    times: dict[str, list] = {name: [] for name in ways}
-    for predict in ways.values():
+def measure(ways: Mapping[str, Way], image: np.ndarray, rounds: int) -> np.ndarray:
+    """Milliseconds of the processor, (rounds, ways)."""
+    for way in ways.values():
         for _ in range(2):  # compiles
-            predict(image)
-    for _ in range(rounds):
-        for name, predict in ways.items():
-            start = np.array([time.perf_counter(), time.process_time()])
-            predict(image)
-            times[name].append([time.perf_counter(), time.process_time()] - start)
-    return {name: 1000 * np.array(values) for name, values in times.items()}
+            way.predict(image)
+    times = np.zeros((rounds, len(ways)))
+    for row in times:
+        for i, way in enumerate(ways.values()):
+            start = time.process_time()
+            way.predict(image)
+            row[i] = 1000 * (time.process_time() - start)
+    return times
 
 
-def evaluate(model: TrainedModel, predict: Predict) -> float:
-    """Box AP on the test data of the config."""
+def evaluate(model: TrainedModel, way: Way) -> list[float]:
+    """The metrics of the task on the test data of the config, in percent."""
     cfg = model.cfg
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(dict(cfg.test_dataloader, collate_fn=pseudo_collate))
-        evaluator = Evaluator(dict(cfg.test_evaluator))
+        evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     for data in loader:
-        samples = [_sample(predict, *pair) for pair in zip(*data.values(), strict=True)]
-        evaluator.process(data_samples=samples, data_batch=data)
+        evaluator.process(data_samples=way.test(data), data_batch=data)
     with contextlib.redirect_stdout(io.StringIO()):
-        return evaluator.evaluate(len(loader.dataset))['coco/bbox_mAP']
-
-
-def _sample(predict: Predict, image: torch.Tensor, truth: DetDataSample) -> DetDataSample:
-    found = predict(np.ascontiguousarray(image.permute(1, 2, 0).numpy()[None, ..., ::-1]))
-    exists = found['scores'][0] > 0
-    scale = np.tile(np.float32(truth.scale_factor), 2)
-    truth.pred_instances = InstanceData(
-        bboxes=torch.from_numpy(found['boxes'][0][exists] / scale),
-        scores=torch.from_numpy(found['scores'][0][exists]),
-        labels=torch.from_numpy(found['labels'][0][exists]).long(),
-    )
-    return truth
-
-
-def pick(model: TrainedModel, paths: Iterable[str], size: list[int] | None) -> np.ndarray:
-    """A photograph as the input of the files, resized once."""
-    import cv2
-
-    (image,) = check.load(model, check.find_images(model, list(paths), 1))
-    if size:
-        image = cv2.resize(image, size[::-1])
-    return np.ascontiguousarray(image[None, ..., ::-1])
+        found = evaluator.evaluate(len(loader.dataset))
+    return [factor * found[key] for key, factor in METRICS[model.task].values()]
 
 
 def main() -> None:
@@ -171,23 +189,39 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     install_safe_loader()
     model = load_model(args.config, args.checkpoint, 'cpu')
-    image = pick(model, args.calibrate, args.size)
+    (image,) = check.load(model, check.find_images(model, args.calibrate, 1))
+    sizes = [tuple(map(int, size.split('x'))) for size in args.sizes] or [image.shape[:2]]
+    table = Table('served by', box=box.MARKDOWN)
     with tempfile.TemporaryDirectory() as folder:
-        ways = contenders(args, Path(folder))
-        sizes = {p.stem: p.stat().st_size / 1e6 for p in Path(folder).glob('*.onnx')}
+        ways = make_ways(args, Path(folder))
+        files = {p.stem: p.stat().st_size / 1e6 for p in Path(folder).glob('*.onnx')}
+        columns: list[list[str]] = []
         load = os.getloadavg()[0]
-        times = measure(ways, image, args.rounds)
-        table = Table('served by', box=box.MARKDOWN)
-        for title in ('ms, median', 'ms, fastest', 'ms of processor, median', 'AP'):
-            table.add_column(title, justify='right')
-        for name, values in times.items():
-            known = args.no_ap or 'compiled' in name  # as the eager model
-            ap = '' if known else f'{100 * evaluate(model, ways[name]):.1f}'
-            (clock, processor), fastest = np.median(values, 0), values[:, 0].min()
-            table.add_row(name, *(f'{ms:.0f}' for ms in (clock, fastest, processor)), ap)
-    Console(width=100).print(table)
-    print(f'{image.shape[1]} x {image.shape[2]}, {args.threads} threads, load {load:.1f} before')
-    print(', '.join(f'{name} {size:.1f} MB' for name, size in sizes.items()))
+        for size in sizes if args.rounds else ():
+            resized = np.ascontiguousarray(cv2.resize(image, size[::-1])[None, ..., ::-1])
+            times = measure(ways, resized, args.rounds)
+            for title, values in (
+                (f'{size[0]} x {size[1]}, ms', times),
+                ('ratio', times / times[:, :1]),
+            ):
+                table.add_column(title, justify='right')
+                digits = 2 if title == 'ratio' else 0
+                columns.append([f'{value:.{digits}f}' for value in np.median(values, 0)])
+        if not args.no_quality:
+            found = [
+                [''] * len(METRICS[model.task])
+                if 'compiled' in name  # as the eager model
+                else [f'{value:.1f}' for value in evaluate(model, way)]
+                for name, way in ways.items()
+            ]
+            for title, column in zip(METRICS[model.task], zip(*found, strict=True), strict=True):
+                table.add_column(title, justify='right')
+                columns.append(list(column))
+    for row in zip(ways, *columns, strict=True):
+        table.add_row(*row)
+    Console(width=120).print(table)
+    print(f'{args.threads} threads, load {load:.1f} before, {args.rounds} rounds')
+    print(', '.join(f'{name} {size:.1f} MB' for name, size in files.items()))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ def resize(image, about):
     """The steps of the config's test pipeline, for an image (H, W, 3), uint8, BGR."""
     for step in about['resize']:
         h, w = image.shape[:2]
-        size = step.get('scale') or step.get('crop_size') or step['size_divisor']
+        size = step.get('scale') or step.get('crop_size') or step.get('size_divisor')
         if step['type'] == 'CenterCrop':
             top, left = round((h - size) / 2), round((w - size) / 2)
             image = image[top : top + size, left : left + size]
@@ -24,7 +24,10 @@ def resize(image, about):
             w, h = -(-w // size) * size, -(-h // size) * size
         elif step['type'] == 'ResizeEdge':
             w, h = (size, size * h // w) if w < h else (size * w // h, size)
-        elif step['keep_ratio']:
+        elif step.get('scale_factor'):
+            factors = np.broadcast_to(step['scale_factor'], 2)
+            w, h = int(w * factors[0] + 0.5), int(h * factors[1] + 0.5)
+        elif step.get('keep_ratio'):
             factor = min(max(size) / max(h, w), min(size) / min(h, w))
             w, h = int(w * factor + 0.5), int(h * factor + 0.5)
         else:

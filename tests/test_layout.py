@@ -31,9 +31,12 @@ FILES = sorted(
     path for room in ALLOWED for path in ROOT.glob(f'{room}/**/*.py') if '.mim' not in path.parts
 )
 # Calls that import a file by its path, and sys.path, hide an arrow. These files need them: for
-# import_tool and run_script, and for the file that --official names.
+# import_tool and run_script, for the file that --official names, and for the example docs/serve.py.
 HIDDEN = ('spec_from_file_location', 'run_path', 'sys.path')
-MAY_HIDE = {'tests/conftest.py', 'tests/scripts.py', 'benchmarks/speed/peers.py'}
+MAY_HIDE = {
+    *('tests/conftest.py', 'tests/scripts.py'),
+    *('benchmarks/speed/peers.py', 'benchmarks/serving.py'),
+}
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:

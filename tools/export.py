@@ -44,8 +44,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=(),
         metavar='IMAGE',
-        help='convolutions and linear layers in int8, calibrated with the first 100 of these '
-        'images, folders or .txt lists',
+        help='convolutions and linear layers in int8, calibrated with 100 of these images, folders '
+        'or .txt lists, evenly spread',
     )
     parser.add_argument(
         '--opset', type=int, default=OPSETS[0], help=f'of ONNX: {OPSETS[0]} to {OPSETS[-1]}'

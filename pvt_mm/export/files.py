@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from ..inference.predict import pipeline_of
 from ..version import __version__
 from .graphs import Backbone, Graph
 from .operators import register_onnx
+
+if TYPE_CHECKING:
+    import onnx
 
 TRACED = (2, 64, 96)  # images, height and width of the example for ONNX
 PROGRAM = (2, 320, 416)  # for torch.export, which takes a map's side of 1 for a constant
@@ -183,7 +186,8 @@ def _quietly() -> Iterator[None]:
 def quantize(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
     """Write an ONNX file whose convolutions and linear layers are in int8, by calibration.
 
-    Products of two activations, as in attention, stay in float32.
+    In float32 stay products of two activations, as in attention, and those convolutions whose
+    biases OpenVINO 2026.4 loses in int8: patch embeddings, and before a bilinear resizing.
 
     Args:
         path: A file in float32.
@@ -195,7 +199,12 @@ def quantize(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
     """
     need('onnx', 'onnxruntime')
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -208,10 +217,12 @@ def quantize(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {name for node in graph.node if node.op_type == 'Constant' for name in node.output}
-    free = [
+    kept = [
         node.name
         for node in graph.node
-        if node.op_type == 'MatMul' and not constants & set(node.input)
+        if (node.op_type == 'MatMul' and not constants & set(node.input))
+        or '/patch_embed' in node.name
+        or (node.op_type == 'Conv' and _is_resized(node.output[0], graph))
     ]
     logger = logging.getLogger()
     level = logger.level
@@ -223,8 +234,10 @@ def quantize(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=['Conv', 'ConvTranspose', 'MatMul', 'Gemm'],
-            nodes_to_exclude=free,
+            nodes_to_exclude=kept,
             per_channel=True,
+            activation_type=QuantType.QUInt8,  # what instructions of x86 multiply by int8
+            extra_options=dict(OpTypesToExcludeOutputQuantization=['MatMul']),
         )
     finally:
         logger.setLevel(level)
@@ -232,6 +245,16 @@ def quantize(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
     file = onnx.load(out)
     onnx.helper.set_model_props(file, {prop.key: prop.value for prop in props})  # not its own
     onnx.save(file, out)
+
+
+def _is_resized(name: str, graph: 'onnx.GraphProto') -> bool:
+    """Whether a bilinear resizing reads an activation, at once or after a ReLU."""
+    readers = [node for node in graph.node if name in node.input[:1]]
+    return any(
+        (node.op_type == 'Resize' and any(a.s == b'linear' for a in node.attribute))
+        or (node.op_type == 'Relu' and _is_resized(node.output[0], graph))
+        for node in readers
+    )
 
 
 class OnnxFile:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pvt_mm.export import OnnxFile, export
+from pvt_mm.export import OnnxFile, as_input, check, export, files
 from pvt_mm.inference import TrainedModel, load_model
 
 from ..conftest import ROOT
@@ -53,6 +53,23 @@ def exported(model, photos, tmp_path_factory) -> Callable[..., Path]:
             export(model(task), path, images=photos, **options)
             paths[key] = path
         return paths[key]
+
+    return of
+
+
+@pytest.fixture(scope='session')
+def quantized(exported, model, photos) -> Callable[[str], Path]:
+    """The file of a task in int8, calibrated with the photographs."""
+    paths = {}
+
+    def of(task: str) -> Path:
+        if task not in paths:
+            whole = exported(task)
+            facts = OnnxFile(whole).facts
+            paths[task] = whole.with_suffix('.int8.onnx')
+            images = [as_input(facts, [x]) for x in check.load(model(task), photos)]
+            files.quantize(whole, paths[task], images)
+        return paths[task]
 
     return of
 
