@@ -122,6 +122,25 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
+def bin_means(n: int | Tensor, bins: int, like: Tensor) -> Tensor:
+    """A matrix (bins, n); each row takes the mean of a bin of ``nn.AdaptiveAvgPool2d``."""
+    index = torch.arange(bins, device=like.device)[:, None]
+    first = torch.div(index * n, bins, rounding_mode='floor')
+    end = torch.div((index + 1) * n + bins - 1, bins, rounding_mode='floor')
+    places = torch.arange(n, device=like.device)
+    inside = (places >= first) & (places < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
+
+
+def compiled_pool(pool: nn.Module, x: Tensor) -> Tensor:
+    """``pool(x)`` for torch.compile: Inductor compiles AdaptiveAvgPool2d for a single size."""
+    if type(pool) is not nn.AdaptiveAvgPool2d or pool._forward_pre_hooks or pool._forward_hooks:
+        return pool(x)
+    rows, columns = (bin_means(n, pool.output_size, x) for n in x.shape[2:])
+    with torch.autocast(x.device.type, enabled=False):  # means are float32 in eager mode
+        return rows @ x @ columns.T
+
+
 class LinearAttention(Attention):
     """Linear SRA (v2, section 3.1): keys and values pooled to 7 x 7 whatever the input size."""
 
@@ -133,7 +152,9 @@ class LinearAttention(Attention):
 
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, 49, C)."""
-        return F.gelu(self.norm(to_tokens(self.sr(self.pool(to_map(x, hw))))))
+        x = to_map(x, hw)
+        x = compiled_pool(self.pool, x) if _in_dynamo() else self.pool(x)
+        return F.gelu(self.norm(to_tokens(self.sr(x))))
 
 
 class Mlp(nn.Module):

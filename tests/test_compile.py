@@ -29,12 +29,13 @@ def test_compiles_to_one_graph_for_all_sizes(cls, kwargs):
 @not_on_torch_2_1('does not tell a compiler from an exporter')
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='Inductor needs g++')
-def test_inductor_compiles_one_graph_for_all_sizes(monkeypatch, tmp_path):
-    """Of one block: Inductor of torch 2.13 failed for products of sides that were sums."""
+@pytest.mark.parametrize('linear', [False, True])
+def test_inductor_compiles_one_graph_for_all_sizes(linear, monkeypatch, tmp_path):
+    """Of one block: it fails for products of sides that are sums, and fixes the sides of a pool."""
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
     torch._dynamo.reset()
     arch = dict(embed_dims=(16,), depths=(1,), num_heads=(2,), mlp_ratios=(2,), sr_ratios=(4,))
-    model = randomise(PVTv2(arch)).eval()
+    model = randomise(PVTv2(arch, linear=linear)).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         for size in [(64, 96), (224, 224), (75, 131)]:
