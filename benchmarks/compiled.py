@@ -38,6 +38,9 @@ def main() -> None:
     stages = tuple(range(args.stages))
     model = cls(args.arch, depths=depths, out_indices=stages, drop_path_rate=0.0)
     model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():  # else the loss of a normed map has no gradient
+            parameter.add_(0.02 * torch.randn_like(parameter))
     compiled = copy.deepcopy(model)
     options = dict(layout_optimization=False) if args.fix_layouts else {}
     compiled.compile(dynamic=True, fullgraph=True, options=options)
