@@ -1,7 +1,9 @@
 """PVT in mmpretrain's classifiers: the authors' logits, weights of others, depths for lr decay."""
 
+import copy
 import math
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from benchmarks.speed.peers import import_transformers
+from benchmarks.speed.peers import import_peer
 from pvt_mm import PVT, PVTv2
 from pvt_mm.engine import UsageError
 from pvt_mm.engine.hooks import check_classes, check_complete
@@ -109,7 +112,7 @@ def test_losses_and_gradients_of_the_official_code(cls, arch, name):
 def hugging_face(model: nn.Module, side: int = 224) -> nn.Module:
     """Hugging Face's classifier with the authors' eps; PVT v1 for images of ``side`` pixels."""
     try:
-        transformers = import_transformers()
+        transformers = import_peer('transformers')
     except ModuleNotFoundError:
         pytest.skip('transformers is not installed; it needs torch 2.6')
     arch, is_v1 = model.backbone.arch, isinstance(model.backbone, PVT)
@@ -145,7 +148,55 @@ def resized(table: Tensor, side: int) -> Tensor:
 
 # ALL_SIZES=1 compares all archs at the sizes of the golden answers, in minutes.
 ALL_SIZES = bool(os.environ.get('ALL_SIZES'))
-SIDES = (224, 256, 288) if ALL_SIZES else (224, 160)
+SIDES = (224, 256, 288) if ALL_SIZES else (224, 160)  # of Hugging Face's PVT v1
+PEER_SIZES = SIZES if ALL_SIZES else [(72, 100), (64, 96)]
+
+
+def answers(
+    run: Callable, head: nn.Module, x: Tensor, parameters: Iterable[Tensor]
+) -> list[Tensor]:
+    """Logits, the features that the head is given, and gradients of the image and parameters."""
+    features = []
+    hook = head.register_forward_pre_hook(lambda module, args: features.append(args[0].detach()))
+    logits = run(x)
+    logits = getattr(logits, 'logits', logits)  # Hugging Face's are in an object
+    hook.remove()
+    cotangent = torch.from_numpy(fill.cotangent((1, 1000), *x.shape[2:], 5))
+    gradients = torch.autograd.grad((logits * cotangent).mean(), [x, *parameters])
+    return [logits.detach(), *features, *gradients]
+
+
+def check_peer(
+    cls: type, arch: str, build: Callable[..., nn.Module], head: str, sizes: Iterable
+) -> None:
+    """Compare our classifier with that of a peer, which ``build(model, side)`` makes.
+
+    The gradients of the peer's parameters come into our names as its weights do.
+    """
+    with torch.device('meta'):
+        model, peer = classifier(cls, arch), build(classifier(cls, arch), 224)
+    model, peer = (m.to_empty(device='cpu').double().eval() for m in (model, peer))
+    leaves = dict(randomise(peer).named_parameters())
+    model.load_state_dict(peer.state_dict(), strict=True)
+    theirs = copy.deepcopy(model)
+    for h, w in sizes:
+        fitted = leaves
+        if cls is PVT and h != 224:
+            with torch.device('meta'):
+                peer = build(model, h).eval()
+            fitted = {k: resized(v, h) if 'position' in k else v for k, v in leaves.items()}
+        x = torch.from_numpy(fill.image(h, w)).requires_grad_()
+        found = answers(model, model.head.fc, x, model.parameters())
+        expected = answers(
+            lambda x, peer=peer, fitted=fitted: functional_call(peer, fitted, x),
+            *(peer.get_submodule(head), x, leaves.values()),
+        )
+        for ours, other in zip(found[:2], expected[:2], strict=True):
+            assert relative(ours, other) < 1e-10
+        assert relative(found[2], expected[2]) < 1e-8
+        theirs.load_state_dict(dict(zip(leaves, expected[3:], strict=True)), strict=True)
+        for (name, other), ours in zip(theirs.named_parameters(), found[3:], strict=True):
+            assert relative(ours, other.detach()) < 1e-8, name
 
 
 @pytest.mark.slow
@@ -155,27 +206,28 @@ def test_logits_and_gradients_of_hugging_face(cls, arch):
 
     Hugging Face's PVT v1 fails at any size but its own, so that there is one of each size.
     """
+    sizes = [(side, side) for side in SIDES] if cls is PVT else PEER_SIZES
+    check_peer(cls, arch, hugging_face, 'classifier', sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', PVTv2.ARCHS if ALL_SIZES else ['b0', 'b2_li'])
+def test_logits_maps_and_gradients_of_timm(arch):
+    try:
+        timm = import_peer('timm')
+    except ModuleNotFoundError:
+        pytest.skip('timm is not installed')
+    name = f'pvt_v2_{arch}'
+    check_peer(PVTv2, arch, lambda *_: timm.create_model(name), 'head', PEER_SIZES)
     with torch.device('meta'):
-        model, peer = classifier(cls, arch), hugging_face(classifier(cls, arch))
-    model, peer = (m.to_empty(device='cpu').double().eval() for m in (model, peer))
-    state = randomise(peer).state_dict()
-    model.load_state_dict(state, strict=True)
-    sizes = SIZES if ALL_SIZES else [(72, 100), (64, 96)]
-    for h, w in [(side, side) for side in SIDES] if cls is PVT else sizes:
-        if cls is PVT and h != 224:
-            with torch.device('meta'):
-                peer = hugging_face(model, h)
-            fitted = {k: resized(v, h) if 'position' in k else v for k, v in state.items()}
-            peer.load_state_dict(fitted, strict=True, assign=True)
-            peer.eval()
-        x = torch.from_numpy(fill.image(h, w)).requires_grad_()
-        found, expected = model(x), peer(x).logits
-        assert relative(found.detach(), expected.detach()) < 1e-10
-        cotangent = torch.from_numpy(fill.cotangent((1, 1000), h, w, 5))
-        ours, theirs = (
-            torch.autograd.grad((y * cotangent).mean(), x)[0] for y in (found, expected)
-        )
-        assert relative(ours, theirs) < 1e-8
+        maps, peer = PVTv2(arch), timm.create_model(name, features_only=True)
+    maps, peer = (m.to_empty(device='cpu').double().eval() for m in (maps, peer))
+    maps.load_state_dict(randomise(peer).state_dict(), strict=True)
+    for h, w in PEER_SIZES:
+        x = torch.from_numpy(fill.image(h, w))
+        with torch.no_grad():
+            for ours, theirs in zip(maps(x), peer(x), strict=True):
+                assert relative(ours, theirs) < 1e-10
 
 
 @pytest.mark.parametrize('arch', PVTv2.ARCHS)

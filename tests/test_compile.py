@@ -1,6 +1,7 @@
 """torch.compile, torch.export, torch.jit.trace: one graph for all sizes, with the eager values."""
 
 import copy
+import shutil
 import warnings
 
 import pytest
@@ -19,10 +20,56 @@ def test_compiles_to_one_graph_for_all_sizes(cls, kwargs):
     model = randomise(cls(SHALLOW, **kwargs)).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
     with torch.no_grad():
-        for size in [(64, 96), (224, 224), (160, 64)]:
+        for size in [(64, 96), (224, 224), (75, 131)]:
             x = torch.randn(1, 3, *size)
             for found, expected in zip(compiled(x), model(x), strict=True):
                 assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@not_on_torch_2_1('does not tell a compiler from an exporter')
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='Inductor needs g++')
+@pytest.mark.parametrize('linear', [False, True])
+def test_inductor_compiles_one_graph_for_all_sizes(linear, monkeypatch, tmp_path):
+    """Of one block: it fails for products of sides that are sums, and fixes the sides of a pool."""
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    torch._dynamo.reset()
+    arch = dict(embed_dims=(16,), depths=(1,), num_heads=(2,), mlp_ratios=(2,), sr_ratios=(4,))
+    model = randomise(PVTv2(arch, linear=linear)).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for size in [(64, 96), (224, 224), (75, 131)]:
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@not_on_torch_2_1('does not tell a compiler from an exporter')
+def test_no_side_of_a_map_is_a_sum():
+    """(n + 3) // 4, not (n - 1) // 4 + 1."""
+    sides = []
+
+    def backend(graph, inputs):
+        for node in graph.graph.nodes:
+            shape = getattr(node.meta.get('example_value'), 'shape', ())
+            if node.target is torch.conv2d:
+                sides.extend(side.node.expr for side in shape[2:])
+        return graph
+
+    torch._dynamo.reset()
+    model = PVTv2(SHALLOW | dict(sr_ratios=(1, 1))).eval()
+    torch.compile(model, fullgraph=True, dynamic=True, backend=backend)(torch.randn(2, 3, 75, 131))
+    assert len(sides) == 2 * 4  # two patch embeddings, two depth-wise convolutions
+    assert not [side for side in sides if side.is_Add]
+
+
+def test_a_hook_of_a_patch_embedding_runs_in_the_graph():
+    model = PVTv2(SHALLOW).eval()
+    model.patch_embed2.proj.register_forward_hook(lambda module, args, output: output.square())
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
+    x = torch.randn(2, 3, 75, 131)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @not_on_torch_2_1('cannot compile checkpoints')

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from safetensors.torch import load_file, save_file
 
+from benchmarks.speed.peers import import_peer
 from pvt_mm import PVT, PVTv2
 from pvt_mm.weights import read_checkpoint
 
@@ -47,6 +48,31 @@ def test_a_classifier_there_and_back(tmp_path):
     back = torch.load(tmp_path / 'back.pth', weights_only=True)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+def test_files_of_timm_itself(ending, tmp_path):
+    """Those that it saves load here, and those that we write there."""
+    try:
+        timm = import_peer('timm')
+    except ModuleNotFoundError:
+        pytest.skip('timm is not installed')
+
+    peer = randomise(timm.create_model('pvt_v2_b0')).eval()
+    saved, written = tmp_path / f'timm{ending}', tmp_path / f'written{ending}'
+    save = torch.save if ending == '.pth' else save_file
+    save(peer.state_dict(), saved)
+    model = PVTv2('b0', init_cfg=dict(type='Pretrained', checkpoint=str(saved)))
+    model.init_weights()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = peer.forward_intermediates(x, intermediates_only=True)
+        torch.testing.assert_close(model.eval()(x), tuple(expected), rtol=1e-4, atol=1e-5)
+    result = convert(saved, tmp_path / 'ours.pth', '--to', 'pvt_mm')
+    assert "PVTv2 arch 'b0' from timm's PVTv2, 178 tensors in the names of pvt_mm" in result.stdout
+    assert not convert(tmp_path / 'ours.pth', written, '--to', 'timm').returncode
+    again = timm.create_model('pvt_v2_b0', checkpoint_path=str(written)).state_dict()
+    assert all(torch.equal(again[k], v) for k, v in peer.state_dict().items())
 
 
 def test_a_classifier_to_mmpretrain_and_back(tmp_path):

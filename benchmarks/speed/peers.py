@@ -76,19 +76,19 @@ def build_timm(task: dict) -> nn.Module:
     return timm.create_model(f'pvt_v2_{task["arch"]}', features_only=True)
 
 
-def import_transformers() -> ModuleType:
-    """Hugging Face's library, from the folder in which `make test` installs it.
+def import_peer(name: str) -> ModuleType:
+    """timm or transformers, from the folder in which `make test` installs them.
 
-    The hosts must not find it while they are imported, see requirements/peers.txt.
+    The hosts must not find them while they are imported, see requirements/peers.txt.
     """
     folder = str(Path(sys.prefix, 'peers'))
     if folder not in sys.path:
         sys.path.append(folder)
-    return importlib.import_module('transformers')
+    return importlib.import_module(name)
 
 
 def build_hf(task: dict) -> nn.Module:
-    transformers = import_transformers()
+    transformers = import_peer('transformers')
 
     numbers = task['numbers']
     common = dict(

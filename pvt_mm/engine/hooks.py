@@ -127,17 +127,31 @@ class CompileBackboneHook(Hook):
         compile_backbones(runner.model, **self.options)
         runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
 
+    def before_train(self, runner: Runner) -> None:
+        # Inductor's lowering of a convolution's backward pass fixes the sizes since 2.13.
+        if torch.__version__.startswith('2.13.') and not self.options:
+            runner.logger.warning(
+                f'torch {torch.__version__} compiles training anew for each size of images, and '
+                f'runs the backbone uncompiled after 8 of them; torch 2.11 does not.'
+            )
+
 
 def compile_backbones(model: nn.Module, **options: Any) -> None:
     """Compile the backbone of a model, or of the models in it, for all image sizes.
+
+    Inductor's own choice of layouts is switched off: it cannot sort strides of unknown sizes
+    (pytorch/pytorch#185510), and the backbones keep their maps channels-last themselves.
 
     Args:
         model: A model of a host.
         options: Those of torch.compile.
     """
+    defaults: dict[str, Any] = dict(dynamic=True)
+    if not options.keys() & {'backend', 'mode', 'options'}:
+        defaults['options'] = dict(layout_optimization=False)
     for name, module in model.named_modules():
         if name.rpartition('.')[2] == 'backbone':
-            module.compile(**dict(dynamic=True) | options)
+            module.compile(**defaults | options)
 
 
 @HOOKS.register_module()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..engine.errors import UsageError
 from ..inference import TrainedModel
-from ..pvt import PVT, LinearAttention, PVTv2
+from ..pvt import PVT, LinearAttention, PVTv2, bin_means
 from .operators import nms_mask, roi_align
 
 SUPPORTED = (
@@ -93,17 +93,8 @@ class AdaptivePool(nn.Module):
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (self._means(n, x) for n in x.shape[2:])
+        rows, columns = (bin_means(n, self.side, x) for n in x.shape[2:])
         return rows @ x @ columns.transpose(0, 1)
-
-    def _means(self, n: int | Tensor, x: Tensor) -> Tensor:
-        """(side, n), each row the mean of its bin, which begins and ends where torch's does."""
-        bins = torch.arange(self.side, device=x.device)[:, None]
-        first = torch.div(bins * n, self.side, rounding_mode='floor')
-        end = torch.div((bins + 1) * n + self.side - 1, self.side, rounding_mode='floor')
-        places = torch.arange(n, device=x.device)
-        inside = (places >= first) & (places < end)
-        return inside.to(x.dtype) / (end - first).to(x.dtype)
 
 
 class Upsample(nn.Module):

@@ -191,10 +191,28 @@ def test_mmcvs_operators_get_float32_in_place_of_bfloat16(dtype):
 
 def test_every_backbone_is_compiled(monkeypatch):
     """Also those of a teacher and a student, which are not at model.backbone."""
-    compiled = []
-    monkeypatch.setattr(nn.Module, 'compile', lambda self, **_: compiled.append(self))
+    compiled, given = [], []
+    monkeypatch.setattr(
+        nn.Module, 'compile', lambda self, **options: (compiled.append(self), given.append(options))
+    )
     parts = [nn.ModuleDict(dict(backbone=nn.Linear(1, 1), neck=nn.Linear(1, 1))) for _ in range(2)]
     model = nn.ModuleDict(dict(student=parts[0], teacher=parts[1]))
     runner = SimpleNamespace(model=model, logger=SimpleNamespace(info=lambda _: None))
     CompileBackboneHook().before_run(runner)
     assert compiled == [part['backbone'] for part in parts]
+    assert given == [dict(dynamic=True, options=dict(layout_optimization=False))] * 2
+    CompileBackboneHook(mode='max-autotune').before_run(runner)  # torch takes one of the two
+    assert given[2:] == [dict(dynamic=True, mode='max-autotune')] * 2
+
+
+@pytest.mark.parametrize(
+    ('version', 'options', 'warns'),
+    [('2.13.0', {}, True), ('2.13.0', dict(backend='eager'), False), ('2.11.0', {}, False)],
+)
+def test_training_that_is_compiled_for_each_size(version, options, warns, monkeypatch):
+    told = []
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=told.append))
+    monkeypatch.setattr(torch, '__version__', version)
+    CompileBackboneHook(**options).before_train(runner)
+    expected = ['torch 2.13.0 compiles training anew for each size of images'] if warns else []
+    assert [line.partition(',')[0] for line in told] == expected

@@ -1,6 +1,6 @@
 """Write timm.npz: the names of timm's PVTv2 weights, and outputs of its models in float64.
 
-The numbers are stored because timm needs torchvision, which the test environment does not have:
+The numbers are stored for environments without timm, such as that of torch 2.1:
 
     python3.11 -m venv timm && timm/bin/pip install timm==1.0.31
     timm/bin/python -m tests.golden.make_timm

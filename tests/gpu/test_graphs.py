@@ -120,20 +120,23 @@ def test_replays_draw_other_random_numbers(cls):
 
 @pytest.fixture
 def backend():
-    """One that fails when it has to compile again.
+    """As --compile asks for it; it fails when it has to compile again.
 
     inductor compiles for a CPU too, in minutes; a rehearsal stops before it.
     """
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        yield 'inductor' if ON_GPU else 'aot_eager'
+        if ON_GPU:
+            yield dict(options=dict(layout_optimization=False))
+        else:
+            yield dict(backend='aot_eager')
     torch._dynamo.reset()
 
 
 @variants
 def test_one_compiled_graph_serves_all_sizes(cls, kwargs, backend):
     model = randomise(cls(SHALLOW, **kwargs)).to(DEVICE).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, **backend)
     with torch.no_grad():
         for size in [(64, 96), (224, 224), (75, 131), (160, 64)]:
             x = torch.randn(2, 3, *size, device=DEVICE)
@@ -145,7 +148,7 @@ def test_one_compiled_graph_serves_all_sizes(cls, kwargs, backend):
 @pytest.mark.parametrize(('cls', 'kwargs'), VARIANTS[:1] + VARIANTS[2:], ids=str)
 def test_a_compiled_training_step_at_two_sizes(cls, kwargs, backend):
     model = randomise(cls(SHALLOW, drop_path_rate=0.0, **kwargs)).to(DEVICE)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True, **backend)
     for size in [(64, 96), (128, 75)]:
         x = torch.randn(2, 3, *size, device=DEVICE)
         check_same(outputs_and_gradients(compiled, x), outputs_and_gradients(model, x), 1e-3)
@@ -169,5 +172,5 @@ def test_a_published_size_compiled_in_mixed_precision(backend):
     arch = 'tiny' if ON_GPU else SHALLOW
     model = randomise(PVT(arch, drop_path_rate=0.0)).to(DEVICE)
     compiled = copy.deepcopy(model)
-    compiled.compile(dynamic=True, fullgraph=True, backend=backend)
+    compiled.compile(dynamic=True, fullgraph=True, **backend)
     check_steps(model, compiled, torch.bfloat16)

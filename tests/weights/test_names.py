@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from benchmarks.speed.peers import builtin, import_transformers
+from benchmarks.speed.peers import builtin, import_peer
 from pvt_mm import PVT, PVTv2
 from pvt_mm.weights.names import (
     LIBRARIES,
@@ -31,7 +31,7 @@ PEERS = [(PVT, 'tiny'), (PVTv2, 'b0'), (PVTv2, 'b2_li')]
 
 def hugging_face(model: nn.Module, with_classifier: bool = False) -> nn.Module:
     try:
-        transformers = import_transformers()
+        transformers = import_peer('transformers')
     except ModuleNotFoundError:
         pytest.skip('transformers is not installed; it needs torch 2.6')
     arch, is_v1 = model.arch, isinstance(model, PVT)
