@@ -86,17 +86,21 @@ def usable(x: Tensor, *layers: nn.Module) -> bool:
     )
 
 
-def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether ``layer`` does what its class and parameters say, for an input of ``dtype``."""
-    if (
-        type(layer) not in _OWN_CLASSES
-        or 'forward' in vars(layer)
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a call of ``layer`` does something beside the ``forward`` of its class."""
+    return bool(
+        'forward' in vars(layer)
         or getattr(layer, '_compiled_call_impl', None) is not None
         or layer._forward_pre_hooks
         or layer._forward_hooks
         or layer._backward_pre_hooks
         or layer._backward_hooks
-    ):
+    )
+
+
+def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether ``layer`` does what its class and parameters say, for an input of ``dtype``."""
+    if type(layer) not in _OWN_CLASSES or is_watched(layer):
         return False
     if type(layer) is nn.Dropout:
         return not (layer.training and layer.p > 0)

@@ -26,15 +26,13 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from . import cpu
+from . import compiled, cpu
 from .archs import LARGEST, PVT_ARCHS, PVTV2_ARCHS, resolve_arch
 from .weights import adapt_classifier, adapt_state_dict, load_pretrained, record_pos_grids
 
 # The authors use two LayerNorm eps: this one in blocks and stage norms, 1e-5 (`norm_eps`) in patch
 # embeddings and spatial reductions.
 BLOCK_EPS = 1e-6
-# torch.compile, not torch.export and torch.jit.trace; torch 2.1 does not tell.
-_in_dynamo = getattr(torch.compiler, 'is_dynamo_compiling', lambda: False)
 
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -122,25 +120,6 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-def bin_means(n: int | Tensor, bins: int, like: Tensor) -> Tensor:
-    """A matrix (bins, n); each row takes the mean of a bin of ``nn.AdaptiveAvgPool2d``."""
-    index = torch.arange(bins, device=like.device)[:, None]
-    first = torch.div(index * n, bins, rounding_mode='floor')
-    end = torch.div((index + 1) * n + bins - 1, bins, rounding_mode='floor')
-    places = torch.arange(n, device=like.device)
-    inside = (places >= first) & (places < end)
-    return inside.to(like.dtype) / (end - first).to(like.dtype)
-
-
-def compiled_pool(pool: nn.Module, x: Tensor) -> Tensor:
-    """``pool(x)`` for torch.compile: Inductor compiles AdaptiveAvgPool2d for a single size."""
-    if type(pool) is not nn.AdaptiveAvgPool2d or pool._forward_pre_hooks or pool._forward_hooks:
-        return pool(x)
-    rows, columns = (bin_means(n, pool.output_size, x) for n in x.shape[2:])
-    with torch.autocast(x.device.type, enabled=False):  # means are float32 in eager mode
-        return rows @ x @ columns.T
-
-
 class LinearAttention(Attention):
     """Linear SRA (v2, section 3.1): keys and values pooled to 7 x 7 whatever the input size."""
 
@@ -153,7 +132,7 @@ class LinearAttention(Attention):
     def reduce(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, 49, C)."""
         x = to_map(x, hw)
-        x = compiled_pool(self.pool, x) if _in_dynamo() else self.pool(x)
+        x = compiled.pool(self.pool, x) if compiled.is_compiling() else self.pool(x)
         return F.gelu(self.norm(to_tokens(self.sr(x))))
 
 
@@ -213,26 +192,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), hw))
 
 
-def compiled_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    """``conv(x)`` for torch.compile, with sides that are no sums.
-
-    An overlapping convolution makes (n - 1) // stride + 1 of a side n. The product of two such
-    sums, the number of tokens, ends in a ValueRangeError in Inductor of torch 2.13
-    (pytorch/pytorch#188422). If this function pads, a side becomes (n + stride - 1) // stride.
-    """
-    overlaps = type(conv) is nn.Conv2d and all(
-        kernel == 2 * padding + 1 > stride
-        for kernel, padding, stride in zip(conv.kernel_size, conv.padding, conv.stride, strict=True)
-    )
-    if not overlaps or conv._forward_pre_hooks or conv._forward_hooks:
-        return conv(x)
-    pad: list[int] = []
-    for side, stride, padding in zip(x.shape[2:], conv.stride, conv.padding, strict=True):
-        rounded_up = (side + stride - 1) // stride * stride
-        pad = [padding, rounded_up - side + padding + 1 - stride, *pad]
-    return F.conv2d(F.pad(x, pad), conv.weight, conv.bias, conv.stride)
-
-
 class PatchEmbed(nn.Module):
     """A strided convolution to tokens, and their norm."""
 
@@ -251,7 +210,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C_in, H_in, W_in) -> (B, H * W, C) and (H, W)."""
-        x = (compiled_conv if _in_dynamo() else cpu.patch_conv)(self.proj, x)
+        x = (compiled.conv if compiled.is_compiling() else cpu.patch_conv)(self.proj, x)
         return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
 
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations, prune
 
 from pvt_mm import PVT, PVTv2
 
@@ -62,9 +63,34 @@ def test_no_side_of_a_map_is_a_sum():
     assert not [side for side in sides if side.is_Add]
 
 
-def test_a_hook_of_a_patch_embedding_runs_in_the_graph():
-    model = PVTv2(SHALLOW).eval()
-    model.patch_embed2.proj.register_forward_hook(lambda module, args, output: output.square())
+def square(module, args, output):
+    return output.square()
+
+
+def mirrored(conv):
+    return torch.nn.Conv2d(
+        conv.in_channels, conv.out_channels, 3, 2, padding=1, padding_mode='reflect'
+    )
+
+
+def dilated(conv):
+    return torch.nn.Conv2d(conv.in_channels, conv.out_channels, 3, 2, padding=1, dilation=2)
+
+
+CHANGES = dict(
+    hook=lambda model: model.patch_embed2.proj.register_forward_hook(square),
+    pruning=lambda model: prune.random_unstructured(model.patch_embed2.proj, 'weight', 0.5),
+    weight_norm=lambda model: parametrizations.weight_norm(model.patch_embed2.proj),
+    mirrored=lambda model: setattr(model.patch_embed2, 'proj', mirrored(model.patch_embed2.proj)),
+    dilated=lambda model: setattr(model.patch_embed2, 'proj', dilated(model.patch_embed2.proj)),
+    pool_hook=lambda model: model.block1[0].attn.pool.register_forward_hook(square),
+)
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_layers_are_called_in_the_graph(change):
+    model = randomise(PVTv2(SHALLOW, linear=True)).eval()
+    CHANGES[change](model)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
     x = torch.randn(2, 3, 75, 131)

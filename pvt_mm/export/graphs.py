@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compiled import bin_means
 from ..engine.errors import UsageError
 from ..inference import TrainedModel
-from ..pvt import PVT, LinearAttention, PVTv2, bin_means
+from ..pvt import PVT, LinearAttention, PVTv2
 from .operators import nms_mask, roi_align
 
 SUPPORTED = (
