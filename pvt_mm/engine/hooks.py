@@ -125,7 +125,7 @@ class CompileBackboneHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         compile_backbones(runner.model, **self.options)
-        runner.logger.info('The backbone is compiled; the first iterations take a minute longer.')
+        runner.logger.info('The backbone is compiled; the first iterations take minutes longer.')
 
     def before_train(self, runner: Runner) -> None:
         # Inductor's lowering of a convolution's backward pass fixes the sizes since 2.13.
