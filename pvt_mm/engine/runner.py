@@ -27,7 +27,7 @@ from ..data.classes import name_of
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from ..weights import find_checkpoint
 from .briefing import BriefingHook
-from .errors import CheckpointError, TrainingStopped, UsageError
+from .errors import TrainingStopped, UsageError, checkpoint_errors
 from .group import control_group, gather, restarted_store, timeout_of
 from .hooks import (
     CompleteCheckpointHook,
@@ -222,12 +222,8 @@ class ToolRunner(Runner):
         return str(path), ''
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        try:
+        with checkpoint_errors():
             return super().load_checkpoint(filename, *args, **kwargs)
-        except UsageError:
-            raise
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(str(error)) from error
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         built = _initial_rate(self.optim_wrapper)

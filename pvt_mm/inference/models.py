@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import copy
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 from ..data.classes import find
 from ..data.paths import leaf_datasets
 from ..engine.cli import OptionsAction, add_trust_argument, for_mmengine, import_host, open_config
-from ..engine.errors import CheckpointError, UsageError
+from ..engine.errors import UsageError, checkpoint_errors
 from ..engine.gallery import choose_colours
 from ..engine.hooks import (
     check_complete,
@@ -114,12 +113,10 @@ def load_model(
         net = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
     meta = {}
     if checkpoint is not None:
-        try:
+        with checkpoint_errors():
             content = for_mmengine(read_checkpoint(find_checkpoint(checkpoint), trust=trust))
             check_complete(net, content)
             mmengine_checkpoint._load_checkpoint_to_model(net, content)  # as the Runner does
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(str(error)) from error
         meta = content.get('meta') or {}
     known = _metainfo(cfg, meta, _count_classes(net))
     if amp:

@@ -47,6 +47,13 @@ class NewConfig:
     title: str = ''
     images: int = 0
 
+    def set_dataset(self, split: str, **values: Any) -> str:
+        """Give a split the root and the classes of the data, and these values; returns its key."""
+        key = dataset_key(self.base, split)
+        values = dict(data_root=Code('data_root'), metainfo=Code('metainfo')) | values
+        self.changes |= {f'{key}.{name}': value for name, value in values.items()}
+        return key
+
 
 def below(path: str, root: str) -> str:
     """A path relative to ``root``."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..data import folders
 from ..engine.errors import UsageError
-from .base import Code, NewConfig, Split, below, dataset_key
+from .base import NewConfig, Split, below
 
 
 def describe_folders(
@@ -28,12 +28,7 @@ def describe_folders(
     if classes and list(classes) != list(names):
         raise UsageError('--classes: the classes of a classifier are its folders, leave it out.')
     for split, own in (('train', train), ('val', val)):
-        key = dataset_key(new.base, split)
-        new.changes |= {
-            f'{key}.data_root': Code('data_root'),
-            f'{key}.metainfo': Code('metainfo'),
-            f'{key}.data_prefix': below(own.images, root),
-        }
+        new.set_dataset(split, data_prefix=below(own.images, root))
     new.images = sum(len(os.listdir(os.path.join(train.images, name))) for name in names)
     new.changes['data_preprocessor.num_classes'] = len(names)
     if len(names) < 5:

@@ -69,13 +69,8 @@ def describe_boxes(
     found = read_coco(train.truth)
     new.images = len(found.sizes)
     for split, own in (('train', train), ('val', val)):
-        key = dataset_key(new.base, split)
-        new.changes |= {
-            f'{key}.data_root': Code('data_root'),
-            f'{key}.metainfo': Code('metainfo'),
-            f'{key}.ann_file': below(own.truth, root),
-            f'{key}.data_prefix': dict(img=below(own.images, root)),
-        }
+        prefix = dict(img=below(own.images, root))
+        new.set_dataset(split, ann_file=below(own.truth, root), data_prefix=prefix)
     key = f'{dataset_key(new.base, "train")}.filter_cfg.min_size'
     if (get(new.base, key) or 0) > found.sizes.min():
         new.changes[key] = int(found.sizes.min())  # the base leaves smaller images out

@@ -11,7 +11,7 @@ from ..data.classes import name_of
 from ..data.images import read_size
 from ..engine.errors import UsageError
 from ..inference.sources import IMAGES
-from .base import CROP, Code, NewConfig, Split, below, dataset_key, get, steps
+from .base import CROP, NewConfig, Split, below, dataset_key, get, steps
 
 
 def describe_maps(
@@ -42,16 +42,14 @@ def describe_maps(
         new.reasons.append(f'{number} classes without names, from the label maps; pass --classes.')
     ending = dict(zip(('img_suffix', 'seg_map_suffix'), suffixes[train.images], strict=True))
     for split, own in (('train', train), ('val', val)):
-        key = dataset_key(new.base, split)
-        new.changes |= {
-            f'{key}.type': 'BaseSegDataset',
-            f'{key}.data_root': Code('data_root'),
-            f'{key}.metainfo': Code('metainfo'),
-            f'{key}.data_prefix': dict(
-                img_path=below(own.images, root), seg_map_path=below(own.truth, root)
-            ),
-            f'{key}.reduce_zero_label': False,
-        } | {f'{key}.{name}': value for name, value in ending.items()}
+        prefix = dict(img_path=below(own.images, root), seg_map_path=below(own.truth, root))
+        key = new.set_dataset(
+            split,
+            type='BaseSegDataset',
+            data_prefix=prefix,
+            reduce_zero_label=False,
+            **ending,
+        )
         for step_key, step in steps(get(new.base, f'{key}.pipeline'), f'{key}.pipeline'):
             if name_of(step['type']) == 'LoadAnnotations' and step.get('reduce_zero_label'):
                 new.changes[f'{step_key}.reduce_zero_label'] = False
