@@ -27,13 +27,12 @@ from pvt_mm.engine import UsageError, run
 Size = tuple[int, int]
 
 
-def by_size(truth: COCO, files: Sequence[Path], names: Sequence[str]) -> dict[Size, list[int]]:
-    """(height, width) -> ids of all images of this size, if each file has them all.
+def image_name(image: dict) -> str:
+    return Path(image['file_name']).name
 
-    Args:
-        truth: The annotations.
-        files: Those that were read, for the message.
-        names: For each file the names of its images, joined.
+
+def by_size(truth: COCO, files: dict[Path, dict]) -> dict[Size, list[int]]:
+    """(height, width) -> ids of all images of this size, if each file has them all.
 
     Raises:
         UsageError: no size is complete.
@@ -41,10 +40,12 @@ def by_size(truth: COCO, files: Sequence[Path], names: Sequence[str]) -> dict[Si
     sizes = defaultdict(list)
     for image in truth.imgs.values():
         sizes[image['height'], image['width']].append(image)
+    known = [{image_name(image) for image in content['images']} for content in files.values()]
+    common = set.intersection(*known)
     complete = {
         size: [image['id'] for image in images]
-        for size, images in sizes.items()
-        if all(Path(image['file_name']).name in known for image in images for known in names)
+        for size, images in sorted(sizes.items())
+        if common.issuperset(map(image_name, images))
     }
     if not complete:
         raise UsageError(
@@ -54,58 +55,58 @@ def by_size(truth: COCO, files: Sequence[Path], names: Sequence[str]) -> dict[Si
     return complete
 
 
-def evaluate(truth: COCO, results: list[dict], kind: str, ids: list[int]) -> tuple[float, float]:
-    """AP and AP50 of some images."""
-    if not results:
+def results_of(truth: COCO, path: Path, content: dict) -> list[dict]:
+    """The predictions of a file, with the ids of the annotations, without those of other images.
+
+    Raises:
+        UsageError: a class is not in the annotations.
+    """
+    ids = {image_name(image): image['id'] for image in truth.imgs.values()}
+    images = {image['id']: ids.get(image_name(image)) for image in content['images']}
+    categories = {category['name']: category['id'] for category in truth.cats.values()}
+    if other := {entry['name'] for entry in content['annotations']} - set(categories):
+        raise UsageError(
+            f'{path} has the class {min(other)!r}, expected those of the annotations: '
+            f'{", ".join(categories)}.'
+        )
+    return [
+        entry | dict(image_id=images[entry['image_id']], category_id=categories[entry['name']])
+        for entry in content['annotations']
+        if images[entry['image_id']] is not None
+    ]
+
+
+def evaluate(truth: COCO, found: COCO | None, kind: str, ids: list[int]) -> tuple[float, float]:
+    """AP and AP50 of some images; None has found nothing."""
+    if found is None:
         return 0.0, 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in results]), kind)
-        evaluation.params.imgIds = ids
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    evaluation = COCOeval(truth, found, kind)
+    evaluation.params.imgIds = ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
     return tuple(evaluation.stats[:2])
 
 
-def compare(annotations: Path, files: Sequence[Path]) -> str:
+def compare(annotations: Path, paths: Sequence[Path]) -> str:
     """The table, as Markdown."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-    ids = {Path(image['file_name']).name: image['id'] for image in truth.imgs.values()}
-    categories = {category['name']: category['id'] for category in truth.cats.values()}
-    found = [json.loads(path.read_text('utf-8')) for path in files]
-    names = [{Path(image['file_name']).name for image in file['images']} for file in found]
-    sizes = by_size(truth, files, names)
-    masks = all('segmentation' in entry for file in found for entry in file['annotations'])
-    kind = 'segm' if masks else 'bbox'
-    title = 'mask' if masks else 'box'
-
+    files = {path: json.loads(path.read_text('utf-8')) for path in paths}
+    masks = all('segmentation' in e for content in files.values() for e in content['annotations'])
+    kind, title = ('segm', 'mask') if masks else ('bbox', 'box')
     made = Table('Height x width', 'images', box=box.MARKDOWN)
     for path in files:
         for metric in ('AP', 'AP50'):
             made.add_column(f'{path.stem}: {title} {metric}', justify='right')
-    wanted = {i for own in sizes.values() for i in own}
-    results = []
-    for path, file in zip(files, found, strict=True):
-        known = {i['id']: ids.get(Path(i['file_name']).name) for i in file['images']}
-        own = [e for e in file['annotations'] if known[e['image_id']] in wanted]
-        if other := {e['name'] for e in own} - set(categories):
-            raise UsageError(
-                f'{path} has the class {min(other)!r}, expected those of {annotations}: '
-                f'{", ".join(categories)}.'
-            )
-        results.append(
-            [
-                e | dict(image_id=known[e['image_id']], category_id=categories[e['name']])
-                for e in own
-            ]
-        )
-    rows = [(f'{height} x {width}', own) for (height, width), own in sorted(sizes.items())]
-    if len(rows) > 1:
-        rows.append(('all of these', sorted(wanted)))
-    for label, own in rows:
-        numbers = [n for r in results for n in evaluate(truth, r, kind, own)]
-        made.add_row(label, str(len(own)), *(f'{number:.3f}' for number in numbers))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        truth = COCO(str(annotations))
+        rows = {f'{h} x {w}': ids for (h, w), ids in by_size(truth, files).items()}
+        if len(rows) > 1:
+            rows['all of these'] = [i for ids in rows.values() for i in ids]
+        results = [results_of(truth, path, content) for path, content in files.items()]
+        found = [truth.loadRes(own) if own else None for own in results]
+        for label, ids in rows.items():
+            numbers = [n for own in found for n in evaluate(truth, own, kind, ids)]
+            made.add_row(label, str(len(ids)), *(f'{number:.3f}' for number in numbers))
     return as_markdown(made)
 
 

@@ -62,6 +62,42 @@ def test_sizes_that_a_file_does_not_have_are_left_out(truth, tmp_path):
     assert '48 x 96' in text and '64 x 64' not in text and 'all of these' not in text
 
 
+def test_masks_are_compared_if_all_files_have_them(tmp_path):
+    """The masks are the left thirds of the boxes: wrong where the truth is the whole box."""
+    images = {i: f'{i}.jpg' for i in SIZES}
+    outline = lambda x, y, w, h: [[x, y, x + w, y, x + w, y + h, x, y + h]]  # noqa: E731
+    third = {i: outline(x, y, w / 3, h) for i, (x, y, w, h) in BOXES.items()}
+    content = {i: outline(*box) for i, box in BOXES.items()}
+    truth = _with_masks(write(tmp_path / 'truth.json', images, BOXES), content)
+    found = dict(score=0.9, name='cell')
+    boxes = write(tmp_path / 'boxes.json', images, BOXES, **found)
+    masks = _with_masks(write(tmp_path / 'masks.json', images, BOXES, **found), third)
+    assert compare(truth, [masks]).splitlines()[2].endswith('| 0.000 | 0.000 |')
+    assert (
+        compare(truth, [masks, boxes]).splitlines()[2].endswith('| 1.000 | 1.000 | 1.000 | 1.000 |')
+    )
+
+
+def _with_masks(path: Path, masks: dict[int, list]) -> Path:
+    content = json.loads(path.read_text())
+    for entry in content['annotations']:
+        entry['segmentation'] = masks[entry['image_id']]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_model_that_finds_nothing(truth, tmp_path):
+    nothing = write(tmp_path / 'nothing.json', {i: f'{i}.jpg' for i in SIZES}, {})
+    right = write(
+        tmp_path / 'right.json', {i: f'{i}.jpg' for i in SIZES}, BOXES, name='cell', score=1
+    )
+    rows = compare(truth, [nothing, right]).splitlines()
+    assert rows[0].endswith(
+        '| nothing: box AP | nothing: box AP50 | right: box AP | right: box AP50 |'
+    )
+    assert rows[-1] == '| all of these | 3 | 0.000 | 0.000 | 1.000 | 1.000 |'
+
+
 def test_what_does_not_belong_together_is_refused(truth, tmp_path):
     nothing = write(tmp_path / 'other.json', {}, {})
     with pytest.raises(UsageError, match='no image size has all of its images'):
