@@ -2,12 +2,12 @@
 
     python -m benchmarks.one_run CONFIG --seed 0 --work-dir FOLDER [--amp bfloat16]
 
-It goes on from the latest checkpoint in the folder. FOLDER/record.json is replaced after every
-validation:
+It goes on from the latest checkpoint in the folder. FOLDER/record.json is replaced every 50
+iterations and after every validation:
 
     config, seed         as given
     budget               length of the training, images of an iteration, mixed precision
-    iterations, done     of the whole training, and until the last validation
+    iterations, done     of the whole training, and until the record was written
     seconds              of training: of a GPU by the clock, of a CPU by the work of this process,
                          all threads together, since others may use the machine as well
     device, memory       cpu or cuda; MiB, the peak
@@ -31,7 +31,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -70,7 +70,7 @@ def return_float32(model: nn.Module) -> None:
 
 
 class RecordHook(Hook):
-    """Writes the record of a run after every validation.
+    """Writes the record of a run every 50 iterations and after every validation.
 
     Args:
         path: The record. One that is there is of the run that this one continues.
@@ -85,12 +85,20 @@ class RecordHook(Hook):
         self.content = dict(seconds=0.0, loss=[], validations=[]) | (read_json(path) or {}) | about
 
     def before_train(self, runner: Runner) -> None:
-        """Forget what a run that was cut off did after its last checkpoint."""
+        """Forget what a run that was cut off did after its last checkpoint.
+
+        If it was cut off between the checkpoint and its validation, validate now.
+        """
         self.content['iterations'] = runner.max_iters
         for name in ('loss', 'validations'):
             self.content[name] = [point for point in self.content[name] if point[0] <= runner.iter]
         done = self.content.get('done', 0)
         self.content['seconds'] *= runner.iter / done if done else 0
+        loop, known = runner.train_loop, [i for i, _ in self.content['validations']]
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        interval = loop.val_interval * (len(loop.dataloader) if by_epoch else 1)
+        if runner.iter and runner.iter % interval == 0 and runner.iter not in known:
+            runner.val_loop.run()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.start = self.clock()
@@ -102,15 +110,20 @@ class RecordHook(Hook):
             loss = runner.message_hub.get_scalar('train/loss').mean(50)
             self.content['loss'].append((runner.iter + 1, round(float(loss), 5)))
         self.content['seconds'] += self.clock() - self.start
+        if self.every_n_train_iters(runner, 50):
+            self.write(runner, runner.iter + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.content['validations'].append((runner.iter, values(metrics)))
+        self.write(runner, runner.iter)
+
+    def write(self, runner: Runner, done: int) -> None:
         on_gpu = self.content['device'] == 'cuda'
         memory = runner.message_hub.log_scalars.get('train/memory')  # of PeakMemoryHook
         self.content['memory'] = (
             torch.cuda.max_memory_allocated() // 2**20 if on_gpu else int(memory.current())
         )
-        self.content['done'] = runner.iter
-        self.content['validations'].append((runner.iter, values(metrics)))
+        self.content['done'] = done
         write_json(self.path, self.content)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -98,12 +98,12 @@ def test_two_configs(two_configs, tmp_path, monkeypatch, capsys):
         assert f'| mine/{name} ' in table and f'| {0.01 * r["test"]["mIoU"]:.3f} |' in table
     assert cv2.imread(str(plot)).std() > 10
 
-    # One of them is cut off after its first checkpoint and has no result in the file of all.
+    # One of them is cut off after its first checkpoint, before it was validated.
     folder = work / 'mine/resnet/seed_0'
     (folder / 'iter_4.pth').unlink()
     (folder / 'last_checkpoint').write_text(str(folder / 'iter_2.pth'))
-    cut = {k: v for k, v in found['resnet.py'].items() if k != 'test'}
-    (folder / 'record.json').write_text(json.dumps(cut))
+    cut = {k: v for k, v in found['resnet.py'].items() if k not in ('test', 'done', 'memory')}
+    (folder / 'record.json').write_text(json.dumps(cut | dict(validations=[], seconds=0.0)))
     records.write_text(json.dumps([found['pvt.py']]))
     started.clear()
     call(monkeypatch, *arguments)
@@ -118,6 +118,26 @@ def test_two_configs(two_configs, tmp_path, monkeypatch, capsys):
     started.clear()
     call(monkeypatch, *arguments)
     assert started == []
+
+
+@pytest.mark.parametrize('kept', [[2], []])
+def test_a_run_goes_on(kept, tmp_path):
+    """What came after the checkpoint is forgotten; a validation that is missing is made up for."""
+    path = tmp_path / 'record.json'
+    before = record(
+        validations=[[i, {'mIoU': 20.0}] for i in (*kept, 4)], loss=[[2, 1.0], [3, 0.9]]
+    )
+    path.write_text(json.dumps(before))
+    hook = one_run.RecordHook(path, dict(device='cpu'))
+    validated = []
+    runner = SimpleNamespace(iter=2, max_iters=4)
+    runner.train_loop = SimpleNamespace(val_interval=2)
+    runner.val_loop = SimpleNamespace(run=lambda: validated.append(runner.iter))
+    hook.before_train(runner)
+    assert [i for i, _ in hook.content['validations']] == kept
+    assert hook.content['loss'] == [[2, 1.0]]
+    assert hook.content['seconds'] == 1.0  # half of the 2.0 s of four iterations
+    assert validated == ([] if kept else [2])
 
 
 def test_table(capsys):
