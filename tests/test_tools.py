@@ -645,7 +645,26 @@ def test_several_machines(recorder, variables, expected):
     printed = run(TOOLS / 'dist_test.sh', 'a b.py', 'c.pth', 8, '--out', 'd.pkl', env=env)
     files = [str(TOOLS / 'test.py'), 'a b.py', 'c.pth']
     assert json.loads(printed) == [
-        *('-m', 'torch.distributed.run', *expected.split(), '--nproc-per-node', '8'),
+        *(str(TOOLS / 'torchrun.py'), *expected.split(), '--nproc-per-node', '8'),
         *('--max-restarts', variables.get('MAX_RESTARTS', '0')),
         *(*files, '--launcher', 'pytorch', '--out', 'd.pkl'),
     ]
+
+
+@pytest.mark.parametrize(
+    ('end', 'message', 'code'),
+    [
+        ('sys.exit("no data")', 'Process 0 was the first to end, with exit code 1; ', 1),
+        ('os.kill(os.getpid(), 9)', 'Process 0 was the first to end, by SIGKILL; ', 1),
+        ('signal.signal(2, signal.SIG_DFL); os.kill(os.getppid(), 2); time.sleep(60)', '', 130),
+    ],
+    ids=['message', 'killed', 'interrupted'],
+)
+def test_a_group_that_fails_shows_no_traceback_of_torchrun(end, message, code, tmp_path):
+    script = tmp_path / 'fails.py'
+    script.write_text(f'import os, signal, sys, time\n{end}\n')
+    command = [TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', 1, script]
+    printed = run(*command, env=dict(os.environ), code=code, new=True)
+    assert 'Traceback' not in printed
+    assert ('no data' in printed) == ('no data' in end)
+    assert printed.splitlines()[-1].startswith(message)

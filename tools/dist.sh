@@ -31,6 +31,7 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning
 # A new store for each attempt, see pvt_mm/engine/group.py.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
+tools=$(cd "$(dirname "$0")" && pwd)
+exec "${PYTHON:-python}" "$tools/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$gpus" \
     --max-restarts "${MAX_RESTARTS:-0}" \
-    "$(cd "$(dirname "$0")" && pwd)/$tool.py" "${files[@]}" --launcher pytorch "${@:n+2}"
+    "$tools/$tool.py" "${files[@]}" --launcher pytorch "${@:n+2}"
