@@ -655,7 +655,7 @@ def test_several_machines(recorder, variables, expected):
     ('end', 'message', 'code'),
     [
         ('sys.exit("no data")', 'Process 0 was the first to end, with exit code 1; ', 1),
-        ('os.kill(os.getpid(), 9)', 'Process 0 was the first to end, by SIGKILL; ', 1),
+        ('os.kill(os.getpid(), 9)', 'Process 0 was the first to end, by SIGKILL.', 1),
         ('signal.signal(2, signal.SIG_DFL); os.kill(os.getppid(), 2); time.sleep(60)', '', 130),
     ],
     ids=['message', 'killed', 'interrupted'],
@@ -668,3 +668,30 @@ def test_a_group_that_fails_shows_no_traceback_of_torchrun(end, message, code, t
     assert 'Traceback' not in printed
     assert ('no data' in printed) == ('no data' in end)
     assert printed.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(('ranks', 'size'), [('0', 2), ('1', 2), ('0123', 4)])
+def test_a_group_does_not_say_its_error_once_for_each_process(ranks, size, tmp_path):
+    """The first process does, and torchrun.py if another one failed before it."""
+    script = tmp_path / 'fails.py'
+    script.write_text(
+        f"""
+import os, time
+from pvt_mm.engine import UsageError, run
+
+def main():
+    if os.environ['RANK'] in '{ranks}':
+        raise UsageError('there is: no data')
+    time.sleep(60)
+
+run(main)
+"""
+    )
+    command = [TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', size, script]
+    printed = run(*command, env=dict(os.environ, PYTHONPATH=str(ROOT)), code=1, new=True)
+    assert 'Traceback' not in printed and 'error file' not in printed
+    first = re.search(r'Process (\d) was the first to end, with exit code 1; (.+)$', printed)
+    by_itself = printed.count('there is: no data', 0, first.start())
+    assert by_itself <= 1 if size == 4 else by_itself == (ranks == '0')
+    assert first[1] in ranks
+    assert first[2] == ('its own message stands above.' if first[1] == '0' else 'there is: no data')

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..data import coco
 from ..data.check import check
@@ -53,6 +54,9 @@ _PRINTED = ('Could not import OneDL',)
 def run(main: Callable[[], None]) -> None:
     """Run the main function of a tool; an error for users exits with its message alone.
 
+    torchrun learns the message. Only the first of its processes on a machine prints it as well,
+    since mostly all of them have the same error.
+
     Raises:
         SystemExit: with code 1 after a UsageError or TrainingStopped, with 128 + N after signal N,
             such as 130 after Ctrl-C.
@@ -61,7 +65,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (UsageError, TrainingStopped, DataError) as error:
-        sys.exit(str(error))
+        recorded = 'TORCHELASTIC_ERROR_FILE' in os.environ
+        if recorded:
+            get_error_handler().record_exception(error)
+        sys.exit(1 if recorded and os.environ['LOCAL_RANK'] != '0' else str(error))
     except KeyboardInterrupt as stopped:  # at once, without waiting for other processes
         sys.exit(128 + (stopped.args or (signal.SIGINT,))[0])
     except SystemExit as stopped:
