@@ -11,6 +11,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -37,6 +38,7 @@ from mmengine.registry import (
 )
 from torch import nn
 
+from benchmarks.compare import Run
 from pvt_mm import flops
 from pvt_mm.weights import WEIGHTS, files, find_checkpoint
 
@@ -720,11 +722,13 @@ def test_metafile_agrees_with_the_recipe(name):
     assert 'Weights' not in model  # there is no trained detector or segmentor yet
 
 
-# --- configs for real images: comparisons of backbones from random weights -----------------------
+# --- configs for real images: comparisons of backbones -------------------------------------------
 
 REAL = {
     f'{task}/{head}': sorted(
-        f'{task}/{path.stem}' for path in (ROOT / f'configs/{task}').glob(f'{head}_*.py')
+        f'{task}/{path.stem}'
+        for path in (ROOT / f'configs/{task}').glob(f'{head}_*.py')
+        if '_from_' not in path.stem
     )
     for task, heads in dict(
         bccd=['retinanet'], nuclei=['retinanet', 'maskrcnn', 'semfpn'], camvid=['semfpn']
@@ -733,8 +737,13 @@ REAL = {
 }
 
 
+PRETRAINED = [
+    f'{path.parent.name}/{path.stem}' for path in sorted(ROOT.glob('configs/*/*_from_*.py'))
+]
+
+
 def test_every_config_for_real_images_is_compared():
-    assert {name for names in REAL.values() for name in names} == {
+    assert {*PRETRAINED, *(name for names in REAL.values() for name in names)} == {
         f'{task}/{path.stem}'
         for task in ('bccd', 'nuclei', 'camvid')
         for path in (ROOT / 'configs' / task).glob('*.py')
@@ -768,6 +777,26 @@ def test_one_recipe_for_all_backbones(head):
         assert cfg.pop('load_from') is None
         rests.append(cfg)
     assert all(rest == rests[0] for rest in rests)
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_pretrained_on_another_task(name):
+    """Only the first weights differ; they are the last of the same backbone under another task."""
+    scratch, _, task = name.partition('_from_')
+    cfg, expected = resolved(name), resolved(scratch)
+    init = cfg['model']['backbone'].pop('init_cfg')
+    expected['model']['backbone'].pop('init_cfg', None)
+    assert cfg == expected
+    source = f'{task}/{Path(init["checkpoint"]).parents[1].name}'
+    other = resolved(source)
+    folder, iterations = Run(f'configs/{source}.py', seed=0).name, other['train_cfg']['max_iters']
+    assert init == dict(
+        type='Pretrained',
+        checkpoint=f'work_dirs/compare/{folder}/iter_{iterations}.pth',
+        prefix='backbone.',
+    )
+    for key in ('type', 'arch', 'depth'):
+        assert cfg['model']['backbone'].get(key) == other['model']['backbone'].get(key)
 
 
 @pytest.mark.parametrize('head', REAL)

@@ -4,7 +4,7 @@ _base_ = '../camvid/semfpn_pvt_t.py'
 
 data_root = '{{$NUCLEI_ROOT:data/dsb2018}}'
 metainfo = dict(classes=('background', 'nucleus'), palette=[[60, 60, 60], [255, 200, 0]])
-model = dict(decode_head=dict(num_classes=2))
+model = dict(decode_head=dict(num_classes=2, loss_decode=dict(class_weight=None)))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2] = dict(type='RandomFlip', prob=0.5, direction='vertical')
