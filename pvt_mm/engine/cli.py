@@ -68,7 +68,7 @@ def run(main: Callable[[], None]) -> None:
         recorded = 'TORCHELASTIC_ERROR_FILE' in os.environ
         if recorded:
             get_error_handler().record_exception(error)
-        sys.exit(1 if recorded and os.environ['LOCAL_RANK'] != '0' else str(error))
+        sys.exit(1 if recorded and os.environ.get('LOCAL_RANK', '0') != '0' else str(error))
     except KeyboardInterrupt as stopped:  # at once, without waiting for other processes
         sys.exit(128 + (stopped.args or (signal.SIGINT,))[0])
     except SystemExit as stopped:
