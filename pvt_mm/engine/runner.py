@@ -27,7 +27,7 @@ from ..data.classes import name_of
 from ..data.loading import MAX_UNREADABLE, replace_unreadable, watch
 from ..weights import find_checkpoint
 from .briefing import BriefingHook
-from .errors import TrainingStopped, UsageError, checkpoint_errors
+from .errors import CheckpointError, TrainingStopped, UsageError, checkpoint_errors
 from .group import control_group, gather, restarted_store, timeout_of
 from .hooks import (
     CompleteCheckpointHook,
@@ -185,6 +185,16 @@ class ToolRunner(Runner):
         if isinstance(hook, dict) and name_of(hook['type']) == 'CheckpointHook':
             hook = dict(hook, type='DurableCheckpointHook')
         super().register_hook(hook, priority)
+
+    def _init_model_weights(self) -> None:
+        """Load what ``init_cfg`` names; a file that cannot be read is an error for users.
+
+        RuntimeError stays as it is: it may come from the code of any module.
+        """
+        try:
+            super()._init_model_weights()
+        except (OSError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f'init_cfg: {error}') from error
 
     def load_or_resume(self) -> None:
         if self._resume and not self._has_loaded:

@@ -7,11 +7,13 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from pvt_mm import PVT
 from pvt_mm.engine import TrainingStopped, UsageError
 from pvt_mm.engine.hooks import CompleteCheckpointHook, DataWaitHook, PeakMemoryHook
 from pvt_mm.engine.runner import ConsoleFilter, _keep_kernels
@@ -42,6 +44,15 @@ def test_each_process_trains_on_the_gpu_of_its_launcher(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, 'wrap_model', lambda self, cfg, model: seen.append(cfg))
     runner.wrap_model(None, runner.model)
     assert seen[0]['device_ids'] == [3]
+
+
+@pytest.mark.parametrize('module', [BaseModule, PVT])
+def test_weights_of_init_cfg_that_are_missing(module, tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint='nothing.pth')
+    runner = toy_runner(tmp_path)
+    runner.model.backbone = module(init_cfg=init_cfg)
+    with pytest.raises(UsageError, match=r'^init_cfg: nothing\.pth (does not exist|can not be)'):
+        runner.train()
 
 
 @pytest.mark.skipif(torch.__version__ < '2.4', reason='no fused AdamW on a CPU')
