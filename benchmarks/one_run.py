@@ -69,6 +69,22 @@ def return_float32(model: nn.Module) -> None:
             module.register_forward_hook(convert)
 
 
+def use_channels_last(model: nn.Module) -> None:
+    """Lay the weights out as a CPU's convolutions run fastest.
+
+    Their results have that layout too, while mmcv's operators, on a CPU, read any input as if it
+    were contiguous.
+    """
+
+    def convert(operator: nn.Module, inputs: tuple) -> tuple:
+        return tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, inputs)
+
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if type(module).__module__.startswith('mmcv.ops.'):
+            module.register_forward_pre_hook(convert)
+
+
 class RecordHook(Hook):
     """Writes the record of a run every 50 iterations and after every validation.
 
@@ -185,6 +201,8 @@ def main() -> None:
     )
     if cfg.optim_wrapper.type == 'CpuAmpOptimWrapper':
         return_float32(runner.model)
+    if about['device'] == 'cpu':
+        use_channels_last(runner.model)
     runner.register_hook(RecordHook(Path(cfg.work_dir, 'record.json'), about))
     runner.train()
     runner.test()

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import cv2
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
@@ -333,3 +335,24 @@ def test_amp_on_a_cpu():
     wrapper.update_params(output.sum())
     assert model.backbone.weight.dtype == torch.float32
     assert not torch.equal(model.backbone.weight, before)
+
+
+def test_channels_last_is_only_a_layout():
+    """Mask R-CNN, whose RoIAlign reads the memory of a CPU as if it were contiguous."""
+    from mmdet.testing import demo_mm_inputs
+
+    model = MODELS.build(Config.fromfile(ROOT / 'configs/shapes/maskrcnn.py').model)
+    data = demo_mm_inputs(1, [[3, 96, 128]], num_classes=6, with_mask=True, use_box_type=False)
+    data = model.data_preprocessor(data, training=True)
+
+    def step() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # the heads sample boxes
+        losses, _ = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
+        model.zero_grad()
+        losses.backward()
+        return {'loss': losses.detach(), **{n: p.grad for n, p in model.named_parameters()}}
+
+    expected = step()
+    one_run.use_channels_last(model)
+    assert model.neck.fpn_convs[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(step(), expected, rtol=1e-3, atol=1e-4)

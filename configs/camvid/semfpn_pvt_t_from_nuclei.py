@@ -4,7 +4,7 @@ model = dict(
         init_cfg=dict(
             _delete_=True,
             type='Pretrained',
-            checkpoint='work_dirs/compare/nuclei/maskrcnn_pvt_t/seed_0/iter_1500.pth',
+            checkpoint='work_dirs/compare/nuclei/semfpn_pvt_t/seed_0/iter_1000.pth',
             prefix='backbone.',
         )
     )

@@ -3,7 +3,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/compare/nuclei/maskrcnn_r18/seed_0/iter_1500.pth',
+            checkpoint='work_dirs/compare/nuclei/semfpn_r18/seed_0/iter_1000.pth',
             prefix='backbone.',
         )
     )
