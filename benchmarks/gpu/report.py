@@ -4,7 +4,8 @@
     python -m benchmarks.gpu.report                        # of which code is docs/gpu.md?
 
 Everything between ``<!-- results -->`` and ``<!-- /results -->`` is replaced. Of a section in
-several folders the last one counts. What has not run is said in so many words.
+several folders the last one counts; of its settings those that were measured. What has not run is
+said in so many words.
 """
 
 import argparse
@@ -25,17 +26,40 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/gpu.md'
 RESULTS = re.compile(r'(<!-- results -->\n).*(<!-- /results -->)', re.DOTALL)
 NOT_RUN = 'Not run yet.'
+TESTS = ROOT / 'tests/gpu'
+OUTCOMES = ('passed', 'failed', 'skipped', 'cut off')
+# test_file.py::test_name[PVT-tiny-other parameters]
+TEST = re.compile(r'(?:.*::)?([^\[]+)(?:\[(PVT(?:v2)?-\w+)?-?(.*)\])?', re.DOTALL)
+NUMBER = re.compile(r'[-\d.]+(?:e[-+]?\d+)?')
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'mIoU', 'aAcc')
 Record = dict  # of benchmarks/gpu/section.py
 
 
 def read(folders: Iterable[Path]) -> dict[str, Record]:
-    return {
-        path.stem: read_json(path)
-        for folder in folders
-        for path in sorted(folder.rglob('*.json'))
-        if not path.name.startswith('.')
-    }
+    records: dict[str, Record] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob('*.json')):
+            if not path.name.startswith('.'):
+                record = read_json(path)
+                earlier = records.get(path.stem, {}).get('result')
+                record['result'] = merge(earlier, record['result'])
+                records[path.stem] = record
+    return records
+
+
+def merge(earlier: object, later: object) -> object:
+    """The settings of two visits, the later one's where both measured one; else what is later."""
+    if not (is_settings(earlier) and is_settings(later)):
+        return later or earlier
+    found = {setting['title']: setting for setting in earlier}
+    for setting in later:
+        if setting['rows'] or setting['title'] not in found:
+            found[setting['title']] = setting
+    return list(found.values())
+
+
+def is_settings(result: object) -> bool:
+    return isinstance(result, list) and all('rows' in part for part in result)
 
 
 def how_it_ended(record: Record) -> str:
@@ -76,31 +100,52 @@ def installation(record: Record) -> Iterator[str]:
 
 def tests(record: Record) -> Iterator[str]:
     files = record['result']
-    made = Table('File', 'passed', 'failed', 'skipped', 's', box=box.MARKDOWN)
+    made = Table('File', *OUTCOMES, 's', box=box.MARKDOWN)
     found = []
     for part in files:
-        kinds = {'passed': [], 'failed': [], 'skipped': []}
+        kinds = {outcome: [] for outcome in OUTCOMES}
+        # A run that was ended from outside cuts its test off; a test that ends its process fails.
+        cut = part['exit_code'] in (None, -9)
         for test in part['tests']:
-            kinds.get(test['outcome'], kinds['failed']).append(test)  # or still running
+            running = 'cut off' if cut else 'failed'
+            kinds[running if test['outcome'] == 'running' else test['outcome']].append(test)
         made.add_row(part['file'], *(str(len(k)) for k in kinds.values()), f'{part["seconds"]:.0f}')
         found.append(kinds)
     yield as_markdown(made)
+    missing = {path.name for path in TESTS.glob('test_*.py')} - {part['file'] for part in files}
+    if missing:
+        yield f'Not run yet: {", ".join(sorted(missing))}.'
     for kinds in found:
-        for test in kinds['failed']:
+        for test in kinds['failed'] + kinds['cut off']:
             message = test['message'][-1200:]
-            yield f'**{test["name"]}**: {test["outcome"]}\n\n```\n{message}\n```'
+            name = f'**{test["name"]}**: {test["outcome"]}'
+            yield f'{name}\n\n```\n{message}\n```' if message else f'{name} when it was cut off.'
     skipped = [test for kinds in found for test in kinds['skipped']]
     if skipped:
         names = sorted({f'{test["name"].partition("[")[0]}: {test["message"]}' for test in skipped})
         yield '\n'.join(['Skipped:', '', *(f'- {name}' for name in names)])
-    made = Table('Test', 'Measured', '', box=box.MARKDOWN)
-    for part in files:
-        for test in part['tests']:
-            for key, value in test['measured'].items():
-                made.add_row(test['name'], key, str(value))
+    made = measured([test for part in files for test in part['tests']])
     if made.rows:
         summary = f'<details><summary>{len(made.rows)} measured values</summary>'
         yield '\n\n'.join([summary, as_markdown(made), '</details>'])
+
+
+def measured(tests: list[dict]) -> Table:
+    """What tests have measured: of numbers the largest over the architectures, else all values."""
+    found: dict[tuple, dict[str, list[str]]] = {}
+    for test in tests:
+        name, architecture, others = TEST.fullmatch(test['name']).groups()
+        for key, value in test['measured'].items():
+            values = found.setdefault((name, others or '', key), {})
+            values.setdefault(str(value), []).append(architecture or '')
+    made = Table('Test', 'parameters', 'measured', '', 'in', box=box.MARKDOWN)
+    for row, values in found.items():
+        if all(NUMBER.match(value) for value in values):
+            largest = max(values, key=lambda value: float(NUMBER.match(value)[0]))
+            made.add_row(*row, largest, ', '.join(values[largest]))
+        else:
+            made.add_row(*row, ', '.join(values), '')
+    return made
 
 
 def speed(record: Record) -> Iterator[str]:
@@ -119,6 +164,27 @@ def speed_tables(record: Record) -> Iterator[str]:
             yield as_markdown(tables.table(result['rows']))
         for made in tables.profile_tables(result.get('profile') or {}):
             yield as_markdown(made)
+    yield from dict.fromkeys(tables.remarks(record['result'] or []))
+
+
+def first_steps(record: Record) -> Iterator[str]:
+    """Seconds of the first step at each size, of a contender and dtype in a row."""
+    results = [result for result in record['result'] or [] if result['rows']]
+    sizes = list(dict.fromkeys(tuple(result['setting']['size']) for result in results))
+    found: dict[tuple, dict] = {}
+    for result in results:
+        setting = result['setting']
+        for contender, row in result['rows'].items():
+            if 'first' in row and contender != 'roofline':
+                key = setting['model'], setting['dtype'], contender
+                found.setdefault(key, {})[tuple(setting['size'])] = row['first']
+    made = Table('Model', 'dtype', 'contender', box=box.MARKDOWN)
+    for height, width in sizes:
+        made.add_column(f'{height}x{width}, s', justify='right')
+    for key, seconds in found.items():
+        made.add_row(*key, *(f'{seconds[size]:.2f}' if size in seconds else '' for size in sizes))
+    if found:
+        yield as_markdown(made)
     yield from dict.fromkeys(tables.remarks(record['result'] or []))
 
 
@@ -174,6 +240,7 @@ def page(records: dict[str, Record], folder: Path) -> str:
         ('Installation', 'install', installation),
         ('Correctness', 'tests', tests),
         ('Speed and memory', 'speed', speed),
+        ('The first step at a new size', 'sizes', first_steps),
         ('Variants of the network', 'variants', speed_tables),
         ('Where a training step goes', 'profile', speed_tables),
         ('Learning: RetinaNet on BCCD', 'bccd', lambda r: learning('bccd', r, folder)),

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One visit to a GPU machine without a network, with what stage.sh has collected in .gpu/.
 #
-#   benchmarks/gpu/run.sh check [SECONDS]      install, mmcv for the GPU, tests/gpu (480 s at most)
-#   benchmarks/gpu/run.sh measure [SECONDS]    speed beside the peers, training (360 s at most)
+#   benchmarks/gpu/run.sh check [SECONDS]      install, mmcv for the GPU, tests/gpu (300 s at most)
+#   benchmarks/gpu/run.sh measure [SECONDS]    variants, speed beside the peers, training (540 s at most)
 #
 # Each section has a time limit and leaves a JSON file in $OUT (default gpu-results), the most important first, so that
 # a visit which is cut off still tells. A section that fails does not stop the next; the exit code is then 1.
@@ -20,12 +20,14 @@ export WORK PYTHON PYTHONUNBUFFERED=1 PYTHONPATH=$WORK/site:$PWD TORCHINDUCTOR_C
 FAILED=0
 
 case $PHASE in
-    check) BUDGET=${2:-480} ;;
-    measure) BUDGET=${2:-360} ;;
+    check) BUDGET=${2:-300} ;;
+    measure) BUDGET=${2:-540} ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 MATRIX=--matrix COMPILED=--matrix MODELS='pvt_v2_b2 pvt_small' DETECTION=2x800x1344 PEERS='' TURNS='--pairs 3' SLOWER=1
+SIZES='2x800x1344 2x800x1184 2x832x1056 2x736x1312' JOBS=6  # the first size also loads the libraries
 if [ "$DEVICE" = cpu ]; then
+    SIZES='1x32x64 1x64x96' JOBS=1
     SLOWER=4 BUDGET=$((4 * BUDGET)) MODELS=pvt_v2_b0 DETECTION=1x32x64 TURNS='--pairs 1 --min-seconds 0.01 --keep'
     MATRIX="pvt_tiny pvt_v2_b0 --mode train inference --images $DETECTION" COMPILED="pvt_v2_b0 --images $DETECTION"
 fi
@@ -63,12 +65,14 @@ section environment 60 --result "$WORK/environment.json" -- \
 if [ "$PHASE" = check ]; then
     section tests 300 --result "$WORK/tests.json" -- \
         "$PYTHON" -m benchmarks.gpu.tests --json "$WORK/tests.json" --work "$WORK" \
-        --limit $((150 * SLOWER))
+        --limit $((220 * SLOWER)) --jobs $JOBS
 else
-    speed speed $((BUDGET / SLOWER / 3)) $MATRIX $PEERS
-    speed variants $((BUDGET / SLOWER / 5)) $MODELS --mode train --images $DETECTION --dtype bfloat16 --peers \
+    speed variants $((BUDGET / SLOWER / 4)) $MODELS --mode train --images $DETECTION --dtype bfloat16 --peers \
         --variants all --optimizer plain foreach fused --with-cp
-    speed profile 40 ${MODELS%% *} --mode train --images $DETECTION --dtype bfloat16 --peers --profile
+    speed sizes 75 ${MODELS%% *} --mode train --images $SIZES --dtype float32 float16 --peers mmdet timm \
+        --variants attention_flash dwconv_nchw
+    speed speed $((BUDGET / SLOWER / 4)) $MATRIX $PEERS
+    speed profile 60 ${MODELS%% *} --mode train --images $DETECTION --dtype bfloat16 --peers --profile
     for name in bccd camvid; do
         seconds=$(least 240 $(($(left) - 15)))
         if [ -d ".gpu/data/$name" ] && { [ "$seconds" -ge 45 ] || [ "$DEVICE" = cpu ]; }; then
