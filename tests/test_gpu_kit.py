@@ -176,6 +176,38 @@ def test_settings_of_two_visits_are_joined(tmp_path):
     assert 'not run' not in text
 
 
+def test_visits_with_other_model_code_are_not_joined(tmp_path):
+    for folder, model in (('1', 'old'), ('2', 'new'), ('3', 'new')):
+        (tmp_path / folder).mkdir()
+        described = environment.describe() | dict(model=model)
+        files.write_json(tmp_path / folder / 'environment.json', record(described))
+        # A section whose name comes before that of the environment.
+        files.write_json(
+            tmp_path / folder / 'compiled.json', record([setting(folder, (32, 64), 1.0)])
+        )
+    joined = report.read([tmp_path])['compiled']['result']
+    assert [part['title'] for part in joined] == ['2', '3']
+
+
+def test_measured_values_of_all_architectures_are_one_row():
+    tests = [
+        dict(
+            name=f'test_a.py::test_error[{arch}-float16]', measured=dict(error=error, kernel=kernel)
+        )
+        for arch, error, kernel in (
+            ('PVT-tiny', '9.00e-04, 2.0 roundoffs', {'flash': 4}),
+            ('PVTv2-b2_li', '1.20e-03, 3.0 roundoffs', {'flash': 4}),
+            ('PVTv2-b0', '8.00e-04, 1.0 roundoffs', {'cudnn': 4}),
+        )
+    ]
+    made = report.measured(tests)
+    assert [list(column.cells) for column in made.columns] == [
+        *(['test_error'] * 2, ['float16'] * 2, ['error', 'kernel']),
+        ['1.20e-03, 3.0 roundoffs', "{'flash': 4}, {'cudnn': 4}"],
+        ['PVTv2-b2_li', ''],
+    ]
+
+
 def test_the_page_says_of_which_code_it_is(tmp_path, monkeypatch, capsys):
     page = tmp_path / 'gpu.md'
     page.write_text('<!-- results -->\nold\n<!-- /results -->\nafter\n')

@@ -4,8 +4,8 @@
     python -m benchmarks.gpu.report                        # of which code is docs/gpu.md?
 
 Everything between ``<!-- results -->`` and ``<!-- /results -->`` is replaced. Of a section in
-several folders the last one counts; of its settings those that were measured. What has not run is
-said in so many words.
+several folders the last one counts; of its settings those that were measured. Results of other
+model code than the last are left out. What has not run is said in so many words.
 """
 
 import argparse
@@ -36,14 +36,20 @@ Record = dict  # of benchmarks/gpu/section.py
 
 
 def read(folders: Iterable[Path]) -> dict[str, Record]:
+    paths = [path for folder in folders for path in sorted(folder.rglob('*.json'))]
+    visits: dict[Path, dict[str, Record]] = {}
+    for path in paths:
+        if not path.name.startswith('.'):
+            visits.setdefault(path.parent, {})[path.stem] = read_json(path)
     records: dict[str, Record] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob('*.json')):
-            if not path.name.startswith('.'):
-                record = read_json(path)
-                earlier = records.get(path.stem, {}).get('result')
-                record['result'] = merge(earlier, record['result'])
-                records[path.stem] = record
+    for visit in visits.values():
+        if 'environment' in visit and 'environment' in records:
+            models = [found['environment']['result']['model'] for found in (records, visit)]
+            if len(set(models)) > 1:
+                records.clear()
+        for name, record in visit.items():
+            earlier = records.get(name, {}).get('result')
+            records[name] = record | dict(result=merge(earlier, record['result']))
     return records
 
 
@@ -104,10 +110,9 @@ def tests(record: Record) -> Iterator[str]:
     found = []
     for part in files:
         kinds = {outcome: [] for outcome in OUTCOMES}
-        # A run that was ended from outside cuts its test off; a test that ends its process fails.
-        cut = part['exit_code'] in (None, -9)
+        # A time limit cuts a test off; a test that ends its process fails.
+        running = 'cut off' if part['timed_out'] or part['exit_code'] is None else 'failed'
         for test in part['tests']:
-            running = 'cut off' if cut else 'failed'
             kinds[running if test['outcome'] == 'running' else test['outcome']].append(test)
         made.add_row(part['file'], *(str(len(k)) for k in kinds.values()), f'{part["seconds"]:.0f}')
         found.append(kinds)

@@ -53,17 +53,18 @@ def run(path: Path, work: Path, limit: float, note: Callable[[Path, dict], None]
     command = [sys.executable, '-m', 'pytest', '-o', 'addopts=', '-p', 'no:cacheprovider']
     command += ['-q', '--tb=short', '-p', 'benchmarks.gpu.recorder', str(path)]
     child = subprocess.Popen(command, cwd=ROOT, env=os.environ | dict(GPU_TESTS_JSON=str(recorded)))
-    code = None
+    code, timed_out = None, False
     while code is None:
         try:
             child.wait(5)
         except subprocess.TimeoutExpired:
             if time.monotonic() - start > limit:
+                timed_out = True
                 child.kill()
                 child.wait()
         code = child.poll()
-        part = dict(file=path.name, exit_code=code, tests=read_json(recorded) or [])
-        part['seconds'] = round(time.monotonic() - start, 1)
+        part = dict(file=path.name, exit_code=code, timed_out=timed_out)
+        part |= dict(tests=read_json(recorded) or [], seconds=round(time.monotonic() - start, 1))
         note(path, part)
 
 
